@@ -1,0 +1,125 @@
+"""The order of samples: a function of (seed, epoch, position), whatever the number of nodes.
+
+A run walks over the positions ``0 .. num_samples - 1`` of each epoch. One optimizer step takes the next
+``global_batch`` of them (the last step of an epoch takes what is left), and the nodes share that span. So
+a run can be stopped and go on with another number of nodes, and no sample is seen twice or left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from smolcluster.ports import Span
+from smolcluster.spec.seeds import derive
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
+    """Sample ids by position, shape ``[num_samples]``: a random permutation made from (seed, epoch)."""
+    import numpy as np
+
+    return np.random.Generator(np.random.Philox(key=derive(seed, "order", epoch))).permutation(num_samples)
+
+
+def sample_ids(spans: Sequence[Span], seed: int, num_samples: int) -> NDArray[np.int64]:
+    """The ids of the samples in ``spans``, in order."""
+    import numpy as np
+
+    parts = [permutation(seed, span.epoch, num_samples)[span.start : span.stop] for span in spans]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How a run walks over its samples.
+
+    ``epochs`` bounds it, and so does ``max_steps`` where it is not None; ``global_batch`` is the number of
+    samples of one step over all nodes together.
+    """
+
+    num_samples: int
+    global_batch: int
+    epochs: int
+    max_steps: int | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.num_samples / self.global_batch)
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps a run has from start to end.
+
+        >>> Course(num_samples=100, global_batch=31, epochs=2).num_steps
+        8
+        """
+        steps = self.steps_per_epoch * self.epochs
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def take(self, cursor: Cursor) -> Span | None:
+        """The span of the next step, or None where the epochs are over."""
+        if cursor.epoch >= self.epochs:
+            return None
+        return Span(cursor.epoch, cursor.position, min(cursor.position + self.global_batch, self.num_samples))
+
+    def after(self, span: Span) -> Cursor:
+        """Where the walk stands once ``span`` is done."""
+        if span.stop >= self.num_samples:
+            return Cursor(span.epoch + 1, 0)
+        return Cursor(span.epoch, span.stop)
+
+    def steps_left(self, cursor: Cursor) -> int:
+        """Steps from ``cursor`` to the end of the last epoch."""
+        if cursor.epoch >= self.epochs:
+            return 0
+        here = math.ceil((self.num_samples - cursor.position) / self.global_batch)
+        return here + self.steps_per_epoch * (self.epochs - cursor.epoch - 1)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The next position that nobody has taken."""
+
+    epoch: int = 0
+    position: int = 0
+
+
+def split(span: Span, weights: Sequence[float]) -> list[Span]:
+    """``span`` cut into one piece per weight, in order, sizes proportional (largest remainder; ties: first).
+
+    >>> split(Span(0, 0, 31), [1, 1, 1])
+    [Span(epoch=0, start=0, stop=11), Span(epoch=0, start=11, stop=21), Span(epoch=0, start=21, stop=31)]
+    """
+    total = sum(weights)
+    exact = [span.size * weight / total for weight in weights]
+    sizes = [math.floor(size + 1e-9) for size in exact]
+    remainders = sorted(range(len(sizes)), key=lambda i: (-(exact[i] - sizes[i]), i))
+    for i in remainders[: span.size - sum(sizes)]:
+        sizes[i] += 1
+    pieces, start = [], span.start
+    for size in sizes:
+        pieces.append(Span(span.epoch, start, start + size))
+        start += size
+    return pieces
+
+
+def flatten(spans: Sequence[Span]) -> tuple[int, ...]:
+    """Spans as a message carries them."""
+    return tuple(number for span in spans for number in span)
+
+
+def unflatten(numbers: Sequence[int]) -> list[Span]:
+    """The inverse of :func:`flatten`.
+
+    >>> unflatten([0, 5, 9])
+    [Span(epoch=0, start=5, stop=9)]
+    """
+    return [Span(*numbers[i : i + 3]) for i in range(0, len(numbers) - 2, 3)]

@@ -1,0 +1,227 @@
+"""The ports between an algorithm and everything else. An algorithm's role sees these and nothing more.
+
+The same role runs over TCP between machines, in memory in tests and in virtual time in a simulation,
+because all of those implement the same four small interfaces: :class:`Peers`, :class:`Learner`,
+:class:`Clock` and :class:`Journal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from smolcluster.messages import Message
+
+
+class Span(NamedTuple):
+    """Positions ``start`` to ``stop`` (exclusive) in the sample order of ``epoch``."""
+
+    epoch: int
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A node that takes part. ``joined`` is the generation that it came in with: a restarted node is a new member."""
+
+    name: str
+    role: str
+    rank: int
+    joined: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Who takes part, as the controller last said. Every change makes a new ``generation``."""
+
+    generation: int
+    members: tuple[Member, ...]
+
+    def get(self, name: str) -> Member | None:
+        return next((member for member in self.members if member.name == name), None)
+
+    def named(self, role: str) -> tuple[Member, ...]:
+        """The members with that role, by rank."""
+        return tuple(sorted((m for m in self.members if m.role == role), key=lambda m: m.rank))
+
+
+class Received(NamedTuple):
+    """A message that has passed every check of the comms layer, and who sent it."""
+
+    sender: Member
+    message: Message
+
+
+class ViewChanged(NamedTuple):
+    """The membership changed; ``lost`` and ``joined`` are names, ``reason`` says why."""
+
+    view: View
+    lost: tuple[str, ...]
+    joined: tuple[str, ...]
+    reason: str
+
+
+class Delivery(Protocol):
+    """A message on its way. Its tensors must not be written to before :meth:`wait` has returned."""
+
+    @property
+    def done(self) -> bool: ...
+
+    async def wait(self, within: float) -> None:
+        """Return when the peer has received all of it, or is no longer a member; PeerLost after ``within`` seconds."""
+
+
+class Peers(Protocol):
+    """The other nodes. Messages of one sender arrive in the order sent, each exactly once."""
+
+    me: Member
+
+    @property
+    def view(self) -> View: ...
+
+    def send(self, to: str, message: Message) -> Delivery:
+        """Queue ``message`` for ``to``. A message to a node that is no longer a member is dropped and counted."""
+
+    async def next(self, until: float, waiting_for: str) -> Received | ViewChanged | None:
+        """The next message or change of membership, or None at the time ``until`` (seconds on the clock).
+
+        ``waiting_for`` says what the role expects and from whom; it stands in the error and in the live view.
+        Raises PeerLost when the server of this run can no longer be reached.
+        """
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that this node's role has spent in :meth:`next` so far."""
+
+    def traffic(self) -> Mapping[str, int]:
+        """Bytes ``sent`` and ``received`` at the sockets so far, and ``uncompressed``: what they would have been."""
+
+
+class Clock(Protocol):
+    """Time, passed in so that it can be virtual."""
+
+    def now(self) -> float: ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class Weights(NamedTuple):
+    """A consistent copy of all parameters (shape ``[num_params]``) and buffers (``[num_buffers]`` or None)."""
+
+    parameters: Tensor
+    buffers: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """The mean gradient over ``num_items`` items (samples, or target tokens for a language model).
+
+    ``flat`` has shape ``[num_params]`` and stays valid until the next call of :meth:`Learner.gradient`.
+    """
+
+    flat: Tensor
+    buffers: Tensor | None
+    loss: float
+    num_samples: int
+    num_items: int
+    seconds: float
+    norms: Mapping[str, float] = field(default_factory=dict)
+
+
+class Applied(NamedTuple):
+    """What an optimizer step did: the norm of the gradient before clipping and whether it was finite."""
+
+    grad_norm: float
+    clip: float
+    skipped: bool
+    norms: Mapping[str, float]
+
+
+class Learner(Protocol):
+    """The model on this node's device. Every method runs in the node's one compute thread."""
+
+    version: int
+    num_samples: int
+    fingerprint: str
+
+    async def gradient(self, spans: Sequence[Span], *, step: int, rank: int) -> Gradient:
+        """The gradient over ``spans`` at the present weights, in micro-batches of at most ``train.batch_size``."""
+
+    async def apply(self, gradient: Tensor, *, buffers: Tensor | None = None, lr_scale: float = 1.0) -> Applied:
+        """One optimizer step with ``gradient`` (clipped if configured); ``version`` goes up by one.
+
+        A gradient that is not finite changes nothing but the version, and says so.
+        """
+
+    async def load(self, weights: Weights, *, blend: float = 1.0) -> None:
+        """Local weights become ``blend * weights + (1 - blend) * local``."""
+
+    async def snapshot(self) -> Weights:
+        """A copy of the present weights that no later step changes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a role knows of the optimizer step it has just committed; it becomes a line of ``metrics.jsonl``."""
+
+    version: int
+    loss: float
+    num_samples: int
+    num_items: int
+    spans: Sequence[Span]
+    applied: Applied
+    wait_share: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Journal(Protocol):
+    """Where a role says what it did. Metrics, evaluation and checkpoints follow from that."""
+
+    async def commit(self, step: Step, state: Callable[[], AlgorithmState]) -> None:
+        """To be called after each optimizer step, when the weights are those of ``step.version``.
+
+        Logs it, evaluates and saves where that is due. Raises Interrupted where the user wants to stop,
+        after saving.
+        """
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """A line of ``events.jsonl``: joined, lost, late, rejected, retried ... with node, step and reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmState:
+    """What an algorithm must find again after a restart, besides weights and optimizer state."""
+
+    plain: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Aggregator(Protocol):
+    """A rule that makes one update of several."""
+
+    def __call__(self, updates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        """``updates`` are flat tensors of one shape, in rank order; ``weights`` their numbers of items."""
+
+
+class Role(Protocol):
+    """What one node does in an algorithm."""
+
+    async def run(self, peers: Peers, learner: Learner, clock: Clock, journal: Journal) -> None: ...
+
+
+class Reporter(Protocol):
+    """The way up to the controller: one JSON object per event."""
+
+    def __call__(self, event: str, **fields: Any) -> None: ...
+
+
+Names = Iterable[str]

@@ -1,0 +1,56 @@
+"""All checks that need more than one value, run once, before any process starts.
+
+What concerns one component stands with that component (its ``problems`` method); here is what concerns the
+run as a whole. Everything found is reported in one message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from smolcluster.errors import ConfigError, Problem
+from smolcluster.spec.build import assemble, groups
+from smolcluster.spec.run import RunSpec
+
+
+def validated(config: Mapping[str, Any], found_before: Iterable[Problem] = ()) -> RunSpec:
+    """The spec that ``config`` asks for, or ConfigError naming everything that is wrong with it.
+
+    ``found_before`` are problems that composing the configuration has already shown.
+    """
+    problems = list(found_before)
+    spec = assemble(config, problems)
+    if spec is not None:
+        problems.extend(combinations(spec))
+    if problems or spec is None:
+        raise ConfigError(problems)
+    return spec
+
+
+def combinations(spec: RunSpec) -> list[Problem]:
+    """What does not fit together in a spec whose single values are all in range."""
+    found = list(_whole_run(spec))
+    for name in groups():
+        found.extend(getattr(spec, name).problems(spec))
+    return found
+
+
+def _whole_run(spec: RunSpec) -> Iterable[Problem]:
+    """Rules that belong to no single component."""
+    accepts, kind = spec.model.accepts, spec.data.kind
+    if kind not in accepts and "any" not in (kind, *accepts):
+        fitting = {"tokens": "data=pydocs, wikitext2, snli or text", "features": "data=digits or mnist"}
+        yield Problem(
+            key="data",
+            value=spec.choices.get("data", type(spec.data).__name__),
+            rule=f"gives {kind}, but model={spec.choices.get('model', '?')} takes {' or '.join(accepts)}",
+            nearest=fitting.get(accepts[0], ""),
+        )
+    if spec.epochs is None and spec.train.max_steps is None:
+        yield Problem(
+            key="train.epochs",
+            value=None,
+            rule=f"must be set: data={spec.choices.get('data', '?')} has no number of epochs of its own",
+            nearest="train.epochs=1, or train.max_steps=1000",
+        )
