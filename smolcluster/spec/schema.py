@@ -15,9 +15,8 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from smolcluster.errors import Problem
@@ -78,8 +77,7 @@ def closest(word: str, known: Iterable[str]) -> str:
     return found[0] if found else ""
 
 
-@cache
-def hints(cls: Hashable) -> dict[str, Any]:
+def hints(cls: type) -> dict[str, Any]:
     """The resolved annotations of a dataclass, ranges included."""
     return get_type_hints(cls, include_extras=True)
 
