@@ -2,7 +2,7 @@
 
 A message has plain fields (whole numbers, floats, texts, lists of whole numbers) and tensors. A tensor
 field names its *layout*: a size and a type that both sides agreed on at join, so that a receiver knows
-before it allocates anything how many bytes may follow. Nothing here knows sockets, and nothing is pickled.
+before it allocates anything how many bytes may follow. ``sender`` is the role that may send it. Nothing here knows sockets, and nothing is pickled.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Join:
     """A worker to the server: I am ready. ``fingerprint`` is the hash of the model's manifest and of the data."""
 
     code: ClassVar[int] = 16
+    sender: ClassVar[str] = "worker"
     fingerprint: str
 
 
@@ -49,6 +50,7 @@ class Work:
     """
 
     code: ClassVar[int] = 17
+    sender: ClassVar[str] = "server"
     step: int
     version: int
     blend: float
@@ -62,6 +64,7 @@ class Update:
     """SyncPS, worker to server: the mean gradient over ``spans``, taken at weights of ``version``."""
 
     code: ClassVar[int] = 18
+    sender: ClassVar[str] = "worker"
     step: int
     version: int
     spans: tuple[int, ...]
@@ -79,6 +82,7 @@ class Grant:
     """EDP, server to worker: batches to compute, as (lease, epoch, start, stop) quadruples, flattened."""
 
     code: ClassVar[int] = 19
+    sender: ClassVar[str] = "server"
     leases: tuple[int, ...]
 
 
@@ -87,6 +91,7 @@ class Push:
     """EDP, worker to server: the gradient of one leased batch, taken at weights of ``version``."""
 
     code: ClassVar[int] = 20
+    sender: ClassVar[str] = "worker"
     lease: int
     version: int
     num_samples: int
@@ -103,6 +108,7 @@ class Pull:
     """EDP, worker to server: send me the weights. ``version`` is what I have."""
 
     code: ClassVar[int] = 21
+    sender: ClassVar[str] = "worker"
     version: int
 
 
@@ -111,6 +117,7 @@ class Params:
     """Server to worker: the weights of ``version``; ``reason`` says why they come unasked, if they do."""
 
     code: ClassVar[int] = 22
+    sender: ClassVar[str] = "server"
     version: int
     reason: str
     parameters: Tensor = tensor("parameters")
@@ -122,6 +129,7 @@ class Finish:
     """Server to worker: there is nothing left to do."""
 
     code: ClassVar[int] = 23
+    sender: ClassVar[str] = "server"
     reason: str
 
 
@@ -130,6 +138,7 @@ class Rendezvous:
     """DDP, rank 0 to the others: where torch.distributed meets."""
 
     code: ClassVar[int] = 24
+    sender: ClassVar[str] = "worker"
     host: str
     port: int
 
@@ -139,6 +148,7 @@ class Report:
     """DDP, a worker to rank 0: its part of one step's loss and time."""
 
     code: ClassVar[int] = 25
+    sender: ClassVar[str] = "worker"
     step: int
     num_samples: int
     num_items: int

@@ -1,0 +1,268 @@
+"""``comms=tcp``: frames over TCP with mutual TLS 1.3, received straight into the memory they are used in."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from smolcluster.comms import wire
+from smolcluster.comms.link import Direction, Frame, Link, Sink, Timing, write_all
+from smolcluster.comms.security import Credentials, Identity, peer_of
+from smolcluster.comms.wire import Envelope
+from smolcluster.errors import PeerProtocolError, Problem
+from smolcluster.ports import Member
+from smolcluster.spec.schema import Range
+
+if TYPE_CHECKING:
+    from smolcluster.spec.run import RunSpec
+
+HANDSHAKE_S = 10.0
+"""A handshake must be over within that time, or the connection is cut."""
+MAX_HANDSHAKES = 32
+"""Handshakes at one time; further connections are closed at once, so that strangers cannot use up memory."""
+DIAL_S = 5.0
+"""One attempt to connect; there are more until ``connect_timeout_s``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tcp:
+    """TCP between nodes."""
+
+    separate_processes: ClassVar[bool] = True
+
+    encryption: Literal["on", "off"] = "on"
+    """off: the same handshake, then plain frames: nothing is secret or protected from change."""
+    connect_timeout_s: Annotated[float, Range(gt=0, le=3600, unit="seconds")] = 30.0
+    """Dialling is tried again for so long; start order does not matter."""
+    timeout_s: Annotated[float, Range(gt=0, le=3600, unit="seconds")] = 30.0
+    """A peer that takes nothing, or says nothing that is due, for so long has failed."""
+    heartbeat_s: Annotated[float, Range(gt=0, le=60, unit="seconds")] = 1.0
+    """An idle connection shows a sign of life that often."""
+    lost_after_s: Annotated[float, Range(gt=0, le=600, unit="seconds")] = 4.0
+    """A peer without a sign of life for so long is reported to the controller."""
+    chaos_delay_s: Annotated[float, Range(ge=0, le=60, unit="seconds")] = 0.0
+    """Rehearsal: each message is sent a random time of at most so long late."""
+
+    def problems(self, spec: RunSpec) -> Iterable[Problem]:
+        if self.lost_after_s <= 2 * self.heartbeat_s:
+            yield Problem(
+                key="comms.lost_after_s",
+                value=self.lost_after_s,
+                rule=f"must be more than two heartbeats (comms.heartbeat_s={self.heartbeat_s:g})",
+                nearest=f"{4 * self.heartbeat_s:g}",
+            )
+
+    def transport(self, credentials: Credentials, host: str, port: int) -> TcpTransport:
+        """The running transport of one node, listening on (host, port); port 0: the system chooses."""
+        return TcpTransport(self, credentials, host, port)
+
+
+class TcpTransport:
+    """Listens, dials, and keeps a :class:`Link` to each member."""
+
+    def __init__(self, config: Tcp, credentials: Credentials, host: str, port: int) -> None:
+        self.config, self.identity = config, Identity(credentials)
+        self.timing = Timing(
+            heartbeat_s=config.heartbeat_s,
+            lost_after_s=config.lost_after_s,
+            timeout_s=config.timeout_s,
+            chaos_delay_s=config.chaos_delay_s,
+        )
+        self.links: dict[str, Link] = {}
+        self.sink: Sink | None = None
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._handshakes = threading.BoundedSemaphore(MAX_HANDSHAKES)
+        self._listener = socket.create_server((host, port), backlog=128)
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        self._acceptor = threading.Thread(target=self._accept, name="acceptor", daemon=True)
+        self._retired_sent = self._retired_received = 0
+
+    def start(self, sink: Sink) -> None:
+        """Begin to accept connections; what comes in goes to ``sink``."""
+        self.sink = sink
+        self._acceptor.start()
+
+    def connect(self, peer: Member, address: tuple[str, int] | None) -> None:
+        """Open a link to ``peer``. ``address`` is where to dial; None: it dials us."""
+        assert self.sink is not None
+        dial = None
+        if address is not None:
+            where = address
+
+            def dial(direction: Direction, expected: int) -> tuple[socket.socket, int]:
+                return self._dial(peer, where, direction, expected)
+
+        link = Link(peer, self.sink, self.timing, dial)
+        with self._lock:
+            self.links[peer.name] = link
+        link.start()
+
+    def disconnect(self, name: str) -> None:
+        """End the link to a member that is no longer one."""
+        with self._lock:
+            link = self.links.pop(name, None)
+        if link is not None:
+            link.close(0.0)
+            self._retired_sent += link.sent_bytes
+            self._retired_received += link.received_bytes
+
+    def send(self, to: str, frame: Frame) -> None:
+        self.links[to].send(frame)
+
+    def is_up(self, name: str) -> bool:
+        link = self.links.get(name)
+        return link is not None and link.up
+
+    def silent_for(self, name: str) -> tuple[float, str]:
+        """Seconds since the last sign of life of ``name`` (0 while it is we who do not read), and why."""
+        link = self.links[name]
+        return (0.0 if link.stalled else time.monotonic() - link.last_heard), link.last_error
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes (sent, received) at the sockets so far, headers and the overhead of TLS records included."""
+        links = list(self.links.values())
+        sent = self._retired_sent + sum(link.sent_bytes for link in links)
+        received = self._retired_received + sum(link.received_bytes for link in links)
+        if self.config.encryption == "off":
+            return sent, received
+        return sent + wire.tls_overhead(sent), received + wire.tls_overhead(received)
+
+    def close(self, flush_within: float) -> None:
+        """End all links, after at most ``flush_within`` seconds for what is queued, and all threads."""
+        self._closed.set()
+        with self._lock:
+            links = list(self.links.values())
+        closers = [threading.Thread(target=link.close, args=(flush_within,), name="closer") for link in links]
+        for closer in closers:
+            closer.start()
+        for closer in closers:
+            closer.join()
+        self._listener.close()
+        if self._acceptor.ident is not None:
+            self._acceptor.join(2.0)
+
+    # --- opening connections -----------------------------------------------------------------------------
+
+    def _dial(
+        self, peer: Member, address: tuple[str, int], direction: Direction, expected: int
+    ) -> tuple[socket.socket, int]:
+        """Connect, show certificates, say who we are and where to resume; the peer answers with the same."""
+        raw = socket.create_connection(address, timeout=DIAL_S)
+        try:
+            _tune(raw)
+            raw.settimeout(HANDSHAKE_S)
+            sock = self.identity.wrap(raw, dialled=True)
+        except BaseException:
+            raw.close()
+            raise
+        try:
+            name, joined = peer_of(sock, self.identity.run)
+            if (name, joined) != (peer.name, peer.joined):
+                raise PeerProtocolError("wrong identity", f"{address} is {name}#{joined}, not {peer.name}")
+            self._write_control(sock, wire.HELLO, [direction, expected])
+            kind, envelope = _read_control(sock)
+            if kind != wire.WELCOME:
+                raise PeerProtocolError("refused", f"{peer.name} says: {envelope.plain[:1]}")
+            return self._plain_if_off(sock), _number(envelope)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _accept(self) -> None:
+        self._listener.settimeout(0.2)
+        while not self._closed.is_set():
+            try:
+                raw, where = self._listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            if not self._handshakes.acquire(blocking=False):
+                self._count("too many handshakes", f"from {where[0]}")
+                raw.close()
+                continue
+            threading.Thread(target=self._welcome, args=(raw, where), name="handshake", daemon=True).start()
+
+    def _welcome(self, raw: socket.socket, where: tuple[str, int]) -> None:
+        """The accepting side of a handshake, in a thread of its own."""
+        sock = raw
+        try:
+            _tune(raw)
+            raw.settimeout(HANDSHAKE_S)
+            sock = self.identity.wrap(raw, dialled=False)
+            name, joined = peer_of(sock, self.identity.run)
+            kind, envelope = _read_control(sock)
+            link = self._expected_link(sock, name, joined, kind, envelope)
+            ours: Direction = "in" if envelope.plain[0] == "out" else "out"
+            self._write_control(sock, wire.WELCOME, ["", link.incoming.expected])
+            link.attach(ours, self._plain_if_off(sock), _number(envelope))
+        except (ssl.SSLError, PeerProtocolError) as error:
+            reason = error.reason if isinstance(error, PeerProtocolError) else "handshake"
+            self._count(str(reason), f"{where[0]}: {error}")
+            sock.close()
+        except (OSError, EOFError) as error:
+            self._count("handshake", f"{where[0]}: {type(error).__name__}: {error}")
+            sock.close()
+        finally:
+            self._handshakes.release()
+
+    def _expected_link(self, sock: ssl.SSLSocket, name: str, joined: int, kind: int, envelope: Envelope) -> Link:
+        """The link that this connection is for; tells the peer why where there is none."""
+        with self._lock:
+            link = self.links.get(name)
+        why = ""
+        if kind != wire.HELLO or envelope.plain[:1] not in (["in"], ["out"]) or len(envelope.plain) != 2:
+            why = "malformed hello"
+        elif link is None or link.dial is not None or link.peer.joined != joined:
+            why = "not a member (yet)"
+        elif (envelope.run, envelope.sender, envelope.joined) != (self.identity.run, name, joined):
+            why = "hello and certificate differ"
+        if why or link is None:
+            self._write_control(sock, wire.REFUSED, [why])
+            raise PeerProtocolError("refused", f"{name}#{joined}: {why}")
+        return link
+
+    def _write_control(self, sock: socket.socket, kind: int, plain: list[Any]) -> None:
+        assert self.sink is not None
+        write_all(sock, wire.encode(kind, self.sink.stamp(-1, -1, plain)))
+
+    def _plain_if_off(self, sock: ssl.SSLSocket) -> socket.socket:
+        return sock if self.config.encryption == "on" else sock.unwrap()
+
+    def _count(self, reason: str, detail: str) -> None:
+        assert self.sink is not None
+        self.sink.refused("", reason, detail)
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _read_control(sock: socket.socket) -> tuple[int, Envelope]:
+    """One control frame without payload, before a link exists."""
+    header = wire.parse_header(_exactly(sock, wire.HEADER.size), 0)
+    return header.kind, wire.parse_meta(_exactly(sock, header.meta_bytes), 0)
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = sock.recv(size - len(data))
+        if not part:
+            raise EOFError("the connection ended in the handshake")
+        data += part
+    return bytes(data)
+
+
+def _number(envelope: Envelope) -> int:
+    number = envelope.plain[1] if len(envelope.plain) == 2 else None
+    if type(number) is not int or number < 0:
+        raise PeerProtocolError("malformed", "hello and welcome end with a sequence number", fatal=True)
+    return number
