@@ -138,11 +138,16 @@ class Gradient:
 
 
 class Applied(NamedTuple):
-    """What an optimizer step did: the norm of the gradient before clipping and whether it was finite."""
+    """What an optimizer step did.
+
+    ``grad_norm`` is the gradient's norm before clipping, ``clip`` the factor that clipping applied, and
+    ``skipped`` says that the gradient was not finite and nothing was changed.
+    """
 
     grad_norm: float
     clip: float
     skipped: bool
+    lr: float
     norms: Mapping[str, float]
 
 
@@ -150,8 +155,13 @@ class Learner(Protocol):
     """The model on this node's device. Every method runs in the node's one compute thread."""
 
     version: int
+    """Optimizer steps that the weights have seen."""
+    num_steps: int
+    """Optimizer steps of the whole run, for the learning rate schedule; the role that steps sets it."""
     num_samples: int
+    """Samples in the training set."""
     fingerprint: str
+    """Hash of the model's manifest and of the data: equal on all nodes of a run."""
 
     async def gradient(self, spans: Sequence[Span], *, step: int, rank: int) -> Gradient:
         """The gradient over ``spans`` at the present weights, in micro-batches of at most ``train.batch_size``."""

@@ -1,0 +1,260 @@
+"""One record of a run, added up from its events: ``summary.json``."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from smolcluster.tracking.fields import finite, number, table, text, whole
+from smolcluster.tracking.logs import timestamp
+from smolcluster.tracking.tracker import Event, NodeInfo, RunInfo
+
+Status: TypeAlias = Literal["done", "failed", "interrupted"]
+QUALITIES = ("loss", "accuracy", "perplexity")
+
+
+@dataclass
+class Counter:
+    """A count that a node keeps since its process started, carried on over restarts of that process."""
+
+    before: int = 0
+    now: int = 0
+
+    def see(self, value: object) -> None:
+        self.now = max(self.now, whole(value) or 0)
+
+    def restart(self) -> None:
+        self.before, self.now = self.before + self.now, 0
+
+    @property
+    def total(self) -> int:
+        return self.before + self.now
+
+
+class Traffic:
+    """Bytes at the sockets of every node, from counts that each node keeps since its process started.
+
+    ``uncompressed`` is what ``sent`` would have been; a node that does not say is taken to compress nothing.
+    """
+
+    def __init__(self) -> None:
+        self._sent: dict[str, Counter] = defaultdict(Counter)
+        self._received: dict[str, Counter] = defaultdict(Counter)
+        self._uncompressed: dict[str, Counter] = defaultdict(Counter)
+
+    def see(self, node: str, counts: Mapping[str, Any]) -> None:
+        self._sent[node].see(counts.get("sent"))
+        self._received[node].see(counts.get("received"))
+        if "uncompressed" in counts:
+            self._uncompressed[node].see(counts["uncompressed"])
+
+    def restart(self, node: str) -> None:
+        for counters in (self._sent, self._received, self._uncompressed):
+            if node in counters:
+                counters[node].restart()
+
+    def of(self, node: str) -> tuple[int, int]:
+        """Bytes sent and received by ``node``."""
+        return self._sent[node].total, self._received[node].total
+
+    def total(self) -> dict[str, int]:
+        plain = sum(self._uncompressed.get(node, counter).total for node, counter in self._sent.items())
+        return {
+            "sent": sum(counter.total for counter in self._sent.values()),
+            "received": sum(counter.total for counter in self._received.values()),
+            "uncompressed": plain,
+        }
+
+
+@dataclass
+class Mean:
+    """A running mean of the numbers that are finite, and their largest."""
+
+    total: float = 0.0
+    count: int = 0
+    largest: float = -math.inf
+
+    def see(self, value: object) -> None:
+        found = finite(value)
+        if found is not None:
+            self.total, self.count, self.largest = self.total + found, self.count + 1, max(self.largest, found)
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@dataclass
+class _Node:
+    """What one node has done so far."""
+
+    name: str
+    role: str
+    rank: int
+    host: str
+    device: str
+    steps: int = 0
+    samples: Counter = field(default_factory=Counter)
+    says_samples: bool = False
+    wait: Mean = field(default_factory=Mean)
+
+    def record(self) -> dict[str, Any]:
+        samples = self.samples.total if self.says_samples else None
+        return {
+            "name": self.name,
+            "role": self.role,
+            "rank": self.rank,
+            "host": self.host,
+            "device": self.device or None,
+            "steps": self.steps,
+            "samples": samples,
+        }
+
+
+class Summary:
+    """Takes the events of a run and can say at any time what came of it.
+
+    Speeds are averages between the first and the last logged step: starting up is not in them, pauses for
+    evaluation and checkpoints are.
+    """
+
+    def __init__(self, run: RunInfo, *, started: float) -> None:
+        self._run, self._started = run, started
+        self._nodes = {node.name: _node(node) for node in run.nodes}
+        self._traffic = Traffic()
+        self._first: Event | None = None
+        self._last: Event | None = None
+        self._rates = {"samples_per_s": Mean(), "tokens_per_s": Mean()}
+        self._final: dict[str, Any] | None = None
+        self._best: dict[str, Any] | None = None
+        self._wait, self._staleness, self._stalest = Mean(), Mean(), Mean()
+        self._checkpoint: Event = {}
+        self._steps = 0
+
+    def on_event(self, event: Event) -> None:
+        take = {
+            "metrics": self._on_metrics,
+            "node": self._on_node,
+            "evaluation": self._on_evaluation,
+            "checkpoint": self._on_checkpoint,
+            "state": self._on_state,
+        }.get(text(event.get("event")))
+        if take is not None:
+            take(event)
+
+    def result(self, status: Status, reason: str, *, now: float, digest: str | None = None) -> dict[str, Any]:
+        """The record. ``digest`` is the sha256 of the final weights, where the caller knows it."""
+        speed, tokens = self._speeds()
+        return {
+            "status": status,
+            "reason": reason,
+            "run_id": self._run.run_id,
+            "project": self._run.project,
+            "started": timestamp(self._started),
+            "algo": self._run.algo,
+            "model": self._run.model,
+            "data": self._run.data,
+            "steps": self._steps,
+            "seconds": round(now - self._started, 3),
+            "samples_per_s": speed,
+            "tokens_per_s": tokens,
+            "final": self._final or self._last_loss(),
+            "best": self._best,
+            "wire_bytes": self._traffic.total(),
+            "wait_share": self._wait_share(),
+            "staleness": {"mean": self._staleness.mean, "max": self._stalest.largest if self._stalest.count else None},
+            "nodes": [node.record() for node in self._nodes.values()],
+            "checkpoint": self._checkpoint.get("path"),
+            "digest": digest or self._checkpoint.get("digest"),
+        }
+
+    def _on_metrics(self, event: Event) -> None:
+        self._seen_step(event)
+        self._first = self._first or event
+        self._last = event
+        self._traffic.see(text(event.get("node")), table(event.get("wire")))
+        self._wait.see(event.get("wait_share"))
+        for key, mean in self._rates.items():
+            mean.see(event.get(key))
+        staleness = table(event.get("staleness"))
+        self._staleness.see(staleness.get("mean"))
+        self._stalest.see(staleness.get("max"))
+
+    def _on_node(self, event: Event) -> None:
+        node = self._node(event)
+        step = whole(event.get("step")) or 0
+        node.steps = max(node.steps, step)
+        if step > 0:
+            node.wait.see(event.get("wait_share"))
+        if "samples" in event:
+            node.says_samples = True
+            node.samples.see(event["samples"])
+        self._traffic.see(node.name, event)
+
+    def _on_evaluation(self, event: Event) -> None:
+        self._seen_step(event)
+        quality = {key: number(event.get(key)) for key in QUALITIES if key in event}
+        self._final = {"step": event.get("step"), **quality}
+        loss = finite(event.get("loss"))
+        if loss is not None and (self._best is None or loss < self._best["loss"]):
+            self._best = self._final
+
+    def _on_checkpoint(self, event: Event) -> None:
+        self._seen_step(event)
+        self._checkpoint = event
+
+    def _on_state(self, event: Event) -> None:
+        node = self._node(event)
+        node.host = text(event.get("host")) or node.host
+        node.device = text(event.get("device")) or node.device
+        if event.get("state") == "starting":
+            node.samples.restart()
+            self._traffic.restart(node.name)
+
+    def _node(self, event: Event) -> _Node:
+        """The node that said it, which may have joined after the run began."""
+        name = text(event.get("node"))
+        if name not in self._nodes:
+            rank, host = whole(event.get("rank")) or 0, text(event.get("host")) or name
+            self._nodes[name] = _Node(name=name, role=text(event.get("role")), rank=rank, host=host, device="")
+        return self._nodes[name]
+
+    def _seen_step(self, event: Event) -> None:
+        self._steps = max(self._steps, whole(event.get("step")) or 0)
+
+    def _last_loss(self) -> dict[str, Any] | None:
+        """Without any evaluation, the loss of the last logged step has to do; ``training`` says so."""
+        if self._last is None:
+            return None
+        return {"step": self._last.get("step"), "loss": number(self._last.get("loss")), "training": True}
+
+    def _speeds(self) -> tuple[float | None, float | None]:
+        """Samples and tokens per second over the whole of training."""
+        reported, tokens = self._rates["samples_per_s"].mean, self._rates["tokens_per_s"].mean
+        speed = self._average_speed() or reported
+        if not speed or not reported or tokens is None:
+            return speed, None
+        return speed, speed * tokens / reported
+
+    def _average_speed(self) -> float | None:
+        if self._first is None or self._last is None:
+            return None
+        since = [(finite(e.get("t")) or 0.0, finite(e.get("samples")) or 0.0) for e in (self._first, self._last)]
+        (began, before), (ended, after) = since
+        return (after - before) / (ended - began) if ended > began and after > before else None
+
+    def _wait_share(self) -> float | None:
+        """The mean over the workers (over all nodes where none is called so) of the share of time spent waiting."""
+        waits = {node.role: [] for node in self._nodes.values()}  # type: dict[str, list[float]]
+        for node in self._nodes.values():
+            if node.wait.mean is not None:
+                waits[node.role].append(node.wait.mean)
+        found = waits.get("worker") or [wait for group in waits.values() for wait in group]
+        return sum(found) / len(found) if found else self._wait.mean
+
+
+def _node(node: NodeInfo) -> _Node:
+    return _Node(name=node.name, role=node.role, rank=node.rank, host=node.host, device=node.device)

@@ -1,0 +1,137 @@
+"""Checkpoints: atomic, hashed, by logical name, and the same for every algorithm and number of nodes.
+
+``checkpoints/step-<n>/`` holds model.safetensors, optimizer.safetensors, algorithm.safetensors (where the
+algorithm keeps tensors) and state.json with the sha256 of each. It is written beside, fsynced and renamed: a
+folder with its final name is complete. ``latest`` and ``best`` point at one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from smolcluster.errors import CheckpointError
+
+FORMAT = 1
+STATE = "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint in memory. ``plain`` is what is not a tensor: version, cursor, best metric, algorithm state."""
+
+    step: int
+    plain: Mapping[str, Any]
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    algorithm: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def save(root: Path, checkpoint: Checkpoint, *, keep: int, best: bool) -> Path:
+    """Write ``root/step-<n>``, point ``latest`` (and ``best``) at it, remove all but the newest ``keep`` and best."""
+    folder = root / f"step-{checkpoint.step}"
+    beside = root / f".writing-{checkpoint.step}-{os.getpid()}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    hashes = {}
+    for name in ("model", "optimizer", "algorithm"):
+        tensors = getattr(checkpoint, name)
+        if tensors:
+            data = save_tensors({key: tensor.contiguous() for key, tensor in tensors.items()})
+            hashes[f"{name}.safetensors"] = hashlib.sha256(data).hexdigest()
+            _write(beside / f"{name}.safetensors", data)
+    state = {"format": FORMAT, "step": checkpoint.step, "sha256": hashes, **checkpoint.plain}
+    _write(beside / STATE, json.dumps(state, indent=1).encode())
+    _sync_folder(beside)
+    if folder.exists():  # the same step again: a run that was resumed from an older one in this place
+        shutil.rmtree(folder)
+    beside.rename(folder)
+    _point(root / "latest", folder.name)
+    if best:
+        _point(root / "best", folder.name)
+    _sync_folder(root)
+    _prune(root, keep)
+    return folder
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read and verify a checkpoint; CheckpointError names the file that is missing or damaged."""
+    folder = resolve(folder)
+    try:
+        state = json.loads((folder / STATE).read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {STATE}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder / STATE} is damaged: {error}") from None
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} has checkpoint format {state.get('format')}; this version reads {FORMAT}")
+    parts: dict[str, Mapping[str, Tensor]] = {}
+    for name, digest in state["sha256"].items():
+        try:
+            data = (folder / name).read_bytes()
+        except FileNotFoundError:
+            raise CheckpointError(f"{folder} is damaged: {name} is missing") from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CheckpointError(f"{folder / name} is damaged: its sha256 is not the one in {STATE}")
+        parts[name.removesuffix(".safetensors")] = load_tensors(data)
+    plain = {key: value for key, value in state.items() if key not in ("format", "step", "sha256")}
+    return Checkpoint(step=state["step"], plain=plain, **parts)
+
+
+def resolve(path: Path) -> Path:
+    """The step's folder that ``path`` means: one itself, a pointer to one, or the run that holds them."""
+    if (path / "checkpoints").is_dir():
+        path = path / "checkpoints" / "latest"
+    if path.is_file():  # a pointer on a file system without links
+        return path.parent / path.read_text().strip()
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    return path.resolve()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # a directory cannot be opened there; renames are durable by themselves
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _point(link: Path, target: str) -> None:
+    """Make ``link`` point at ``target`` in one step."""
+    beside = link.with_name(f".{link.name}-{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    try:
+        beside.symlink_to(target, target_is_directory=True)
+    except OSError:
+        beside.write_text(target)
+    beside.replace(link)
+
+
+def _prune(root: Path, keep: int) -> None:
+    steps = sorted((f for f in root.glob("step-*") if f.is_dir()), key=lambda f: int(f.name.removeprefix("step-")))
+    kept = {resolve(root / name).name for name in ("latest", "best") if (root / name).exists()}
+    for folder in steps[:-keep]:
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+    for leftover in root.glob(".writing-*"):  # of a process that was killed while it wrote
+        shutil.rmtree(leftover, ignore_errors=True)
