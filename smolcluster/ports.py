@@ -7,9 +7,9 @@ because all of those implement the same four small interfaces: :class:`Peers`, :
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,6 +179,22 @@ class Learner(Protocol):
         """A copy of the present weights that no later step changes."""
 
 
+@runtime_checkable
+class GroupLearner(Learner, Protocol):
+    """A learner whose gradients torch.distributed averages while backward runs."""
+
+    async def open_group(self, world_size: int) -> tuple[str, int]:
+        """Rank 0: open the meeting point; returns where the others find it."""
+
+    async def join_group(self, host: str, port: int, rank: int, world_size: int) -> None:
+        """Meet there; returns when all have."""
+
+    async def gradient_in_group(self, spans: Sequence[Span], *, step: int, rank: int, scale: float) -> Gradient:
+        """Like :meth:`Learner.gradient`, times ``scale`` and averaged over all ranks (loss and counts are local)."""
+
+    async def leave_group(self) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What a role knows of the optimizer step it has just committed; it becomes a line of ``metrics.jsonl``."""
@@ -196,10 +212,10 @@ class Step:
 class Journal(Protocol):
     """Where a role says what it did. Metrics, evaluation and checkpoints follow from that."""
 
-    async def commit(self, step: Step, state: Callable[[], AlgorithmState]) -> None:
+    async def commit(self, step: Step, state: AlgorithmState) -> None:
         """To be called after each optimizer step, when the weights are those of ``step.version``.
 
-        Logs it, evaluates and saves where that is due. Raises Interrupted where the user wants to stop,
+        ``state`` is the algorithm's own after that step. Logs, evaluates and saves where that is due. Raises Interrupted where the user wants to stop,
         after saving.
         """
 

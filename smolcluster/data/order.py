@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from smolcluster.spec.run import RunSpec
+
 
 @lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
@@ -61,12 +63,11 @@ class Course:
         >>> Course(num_samples=100, global_batch=31, epochs=2).num_steps
         8
         """
-        steps = self.steps_per_epoch * self.epochs
-        return steps if self.max_steps is None else min(steps, self.max_steps)
+        return self.remaining(0, Cursor())
 
-    def take(self, cursor: Cursor) -> Span | None:
-        """The span of the next step, or None where the epochs are over."""
-        if cursor.epoch >= self.epochs:
+    def take(self, cursor: Cursor, step: int) -> Span | None:
+        """The span of step number ``step`` (from 0), or None where the epochs or the steps are over."""
+        if cursor.epoch >= self.epochs or (self.max_steps is not None and step >= self.max_steps):
             return None
         return Span(cursor.epoch, cursor.position, min(cursor.position + self.global_batch, self.num_samples))
 
@@ -76,12 +77,17 @@ class Course:
             return Cursor(span.epoch + 1, 0)
         return Cursor(span.epoch, span.stop)
 
-    def steps_left(self, cursor: Cursor) -> int:
-        """Steps from ``cursor`` to the end of the last epoch."""
+    def remaining(self, step: int, cursor: Cursor) -> int:
+        """Steps still to do when ``step`` are done and ``cursor`` is the next position.
+
+        >>> Course(num_samples=100, global_batch=31, epochs=2).remaining(5, Cursor(1, 31))
+        3
+        """
         if cursor.epoch >= self.epochs:
             return 0
         here = math.ceil((self.num_samples - cursor.position) / self.global_batch)
-        return here + self.steps_per_epoch * (self.epochs - cursor.epoch - 1)
+        left = here + self.steps_per_epoch * (self.epochs - cursor.epoch - 1)
+        return left if self.max_steps is None else max(0, min(left, self.max_steps - step))
 
 
 @dataclass(frozen=True)
@@ -123,3 +129,13 @@ def unflatten(numbers: Sequence[int]) -> list[Span]:
     [Span(epoch=0, start=5, stop=9)]
     """
     return [Span(*numbers[i : i + 3]) for i in range(0, len(numbers) - 2, 3)]
+
+
+def course_for(spec: RunSpec, num_samples: int) -> Course:
+    """The course of a run: one step takes ``spec.global_batch`` samples, until epochs or steps are over."""
+    return Course(
+        num_samples=num_samples,
+        global_batch=spec.global_batch,
+        epochs=spec.epochs if spec.epochs is not None else 10**9,
+        max_steps=spec.train.max_steps,
+    )

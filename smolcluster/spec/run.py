@@ -84,6 +84,12 @@ class RunSpec:
         return 32 if length is None else max(1, 4096 // length)
 
     @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step over all nodes. The number of workers is the configured one, so that
+        the length of a run and its learning rates do not depend on who dies."""
+        return self.batch_size * int(self.algo.batches_per_step(self.cluster.size))
+
+    @property
     def seq_length(self) -> int | None:
         """Tokens per sample of a language model; None for a model that takes no tokens."""
         return getattr(self.model, "max_seq_len", None)

@@ -1,0 +1,442 @@
+"""``algo=edp``: elastic data parallelism, an asynchronous parameter server (DistBelief, Dean et al. 2012).
+
+Nobody waits for anybody. Workers lease batches from the server, push the gradient of each, and pull the weights
+every ``worker_update_interval`` pushes. A gradient was taken at weights of version v; when it arrives the server
+stands at V >= v, and s = V - v is its staleness, in optimizer steps. ``gradient_accumulation_size`` gradients make
+one optimizer step:
+
+    G = sum_i n_i phi(s_i) g_i / sum_i n_i phi(s_i),   lr = eta * sum_i n_i phi(s_i) / sum_i n_i
+
+with phi(s) = 1 / (1 + s) (``staleness_scaling=inverse``) or 1. The *learning rate* is scaled down, because an
+Adam-type optimizer does not notice when all gradients are. A gradient older than ``max_staleness`` is refused
+and its sender gets the weights. Staleness is measured at arrival for admission and again at the step for
+scaling. One worker with interval 1 and no accumulation is bit for bit ``algo=single``.
+
+Failure. A lease of a worker that dies goes back and is done by another; one that was refused is consumed and
+counted. Workers may leave and join at any time, and nothing stops for it. Without the server the run ends;
+its checkpoint knows which samples are done, and goes on with any number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
+
+from smolcluster.comms.staleness import admit
+from smolcluster.compressor.int8 import Int8
+from smolcluster.data.order import Course, Cursor, course_for
+from smolcluster.errors import PeerLost, Problem, RunFailed
+from smolcluster.messages import Finish, Grant, Join, Params, Pull, Push
+from smolcluster.ports import (
+    AlgorithmState,
+    Clock,
+    Delivery,
+    Journal,
+    Learner,
+    Member,
+    Peers,
+    Received,
+    Span,
+    Step,
+    ViewChanged,
+    Weights,
+)
+from smolcluster.spec.schema import Range
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from smolcluster.ports import Aggregator
+    from smolcluster.spec.run import RunSpec
+
+LEASES_AHEAD = 2
+"""Leases that a worker holds at a time: it starts on the next batch while the last gradient travels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDP:
+    """Parameters of the asynchronous parameter server."""
+
+    links: ClassVar[str] = "star"
+    has_server: ClassVar[bool] = True
+    max_workers: ClassVar[int | None] = None
+    survives_workers: ClassVar[bool] = True
+
+    worker_update_interval: Annotated[int, Range(ge=1, le=10**6, unit="pushes")] = 1
+    """A worker pulls the weights after every so many pushes."""
+    gradient_accumulation_size: Annotated[int, Range(ge=1, le=1024, unit="gradients")] = 1
+    """Gradients that make one optimizer step."""
+    max_staleness: Annotated[int | None, Range(ge=0, le=10**9, unit="optimizer steps")] = 50
+    """Older gradients are refused; null: none is."""
+    staleness_scaling: Literal["none", "inverse"] = "inverse"
+    """How the learning rate shrinks with staleness s: not at all, or 1 / (1 + s)."""
+    flush_s: Annotated[float, Range(gt=0, le=86400, unit="seconds")] = 10.0
+    """A partly filled buffer makes its step when nothing has come for so long."""
+    max_wait_s: Annotated[float, Range(gt=0, le=10**6, unit="seconds")] = 600.0
+    """No push from anybody for so long ends the run, naming who holds leases."""
+    use_quantization: bool = False
+    """Gradients travel in 8 bits (symmetric chunks of 256, stochastic rounding)."""
+
+    def problems(self, spec: RunSpec) -> Iterable[Problem]:
+        if self.flush_s >= self.max_wait_s:
+            rule = f"must be < algo.max_wait_s={self.max_wait_s:g}"
+            yield Problem(key="algo.flush_s", value=self.flush_s, rule=rule, nearest=f"{self.max_wait_s / 2:g}")
+        if self.use_quantization and spec.train.precision == "64":
+            rule = "must be false with train.precision=64: 8 bits are no test of exactness"
+            yield Problem(key="algo.use_quantization", value=True, rule=rule, nearest="false")
+
+    def batches_per_step(self, num_workers: int) -> int:
+        return 1  # a lease is one worker's batch; steps are made of gradient_accumulation_size leases
+
+    def gradient_bytes(self, num_params: int) -> int | None:
+        """Bytes of a gradient on the wire, where it is encoded."""
+        return Int8().encoded_bytes(num_params) if self.use_quantization else None
+
+    def role(self, spec: RunSpec, me: Member, num_samples: int, state: AlgorithmState | None) -> Server | Worker:
+        if me.role == "worker":
+            return Worker(self, spec.seed, patience_s=self.max_wait_s + spec.comms.timeout_s)
+        items = spec.seq_length if spec.data.kind == "tokens" else 1
+        course = course_for(spec, num_samples)
+        return Server(self, course, spec.train.max_steps, spec.aggregator, items or 2**40, state)
+
+
+class Lease(NamedTuple):
+    """A batch that ``worker`` has been given."""
+
+    span: Span
+    worker: str
+
+
+class Buffered(NamedTuple):
+    """A gradient that waits for its optimizer step."""
+
+    push: Push
+    gradient: Tensor
+    lease: Lease
+
+
+class Server:
+    """Holds theta, the optimizer and the leases; theta's version V is the number of optimizer steps."""
+
+    def __init__(
+        self,
+        algo: EDP,
+        course: Course,
+        max_steps: int | None,
+        aggregate: Aggregator,
+        max_items: int,
+        state: AlgorithmState | None,
+    ) -> None:
+        self.algo, self.max_steps, self.aggregate, self.max_items = algo, max_steps, aggregate, max_items
+        self.course = Course(
+            num_samples=course.num_samples, global_batch=course.global_batch, epochs=course.epochs, max_steps=None
+        )
+        self.cursor = Cursor(*state.plain["cursor"]) if state else Cursor()
+        self.returned: deque[Span] = deque(Span(*span) for span in state.plain["unfinished"]) if state else deque()
+        self.counts: Counter[str] = Counter(state.plain["counts"] if state else {})
+        self.histogram: Counter[int] = Counter()
+        if state:
+            self.histogram.update({int(s): n for s, n in state.plain["staleness"].items()})
+        self.leases: dict[int, Lease] = {}
+        self.next_lease: int = state.plain["next_lease"] if state else 0
+        self.done: dict[str, int] = {}
+        self.buffer: list[Buffered] = []
+        self.current: Weights | None = None
+        self.busy_s: Counter[str] = Counter()
+
+    async def run(self, peers: Peers, learner: Learner, clock: Clock, journal: Journal) -> None:
+        self.peers, self.learner, self.clock, self.journal = peers, learner, clock, journal
+        batches = self.course.remaining(0, self.cursor) + len(self.returned)
+        steps = learner.version + math.ceil(batches / self.algo.gradient_accumulation_size)
+        learner.num_steps = steps if self.max_steps is None else min(steps, self.max_steps)
+        heard = clock.now()
+        while not self.finished():
+            until = heard + (self.algo.flush_s if self.buffer else self.algo.max_wait_s)
+            event = await peers.next(until, self.waiting_for())
+            now = clock.now()
+            if event is not None:
+                heard = now
+                await self.take(event)
+            if len(self.buffer) >= self.algo.gradient_accumulation_size or (self.buffer and self.idle(now, until)):
+                await self.apply()
+            elif event is None and now >= until:
+                raise RunFailed(
+                    f"server: version {learner.version}: no push for {self.algo.max_wait_s:g} s; {self.waiting_for()}"
+                )
+        if self.buffer:
+            await self.apply()
+        for member in peers.view.named("worker"):
+            peers.send(member.name, Finish(reason="done"))
+
+    def finished(self) -> bool:
+        """All samples are done, or all steps are."""
+        if self.max_steps is not None and self.learner.version >= self.max_steps:
+            self.buffer.clear()
+            return True
+        return not self.leases and not self.returned and self.course.take(self.cursor, 0) is None
+
+    def idle(self, now: float, until: float) -> bool:
+        """Nothing more can come, or has come for ``flush_s``."""
+        return now >= until or (not self.leases and not self.returned and self.course.take(self.cursor, 0) is None)
+
+    def waiting_for(self) -> str:
+        holders = sorted({lease.worker for lease in self.leases.values()})
+        return f"pushes of {', '.join(holders)}" if holders else "workers to join"
+
+    # --- what comes in -----------------------------------------------------------------------------------
+
+    async def take(self, event: Received | ViewChanged) -> None:
+        match event:
+            case Received(sender, Push() as push):
+                await self.admit(sender, push)
+            case Received(sender, Pull() as pull):
+                await self.send_weights(sender.name, "pull", than=pull.version)
+            case Received(sender, Join() as join):
+                await self.welcome(sender, join)
+            case ViewChanged(_, lost, joined, reason):
+                for name in lost:
+                    self.part(name, reason)
+                for name in joined:
+                    self.journal.event("member", step=self.learner.version, peer=name, reason=reason)
+            case Received(sender, message):
+                self.refuse(sender.name, "unexpected", f"{type(message).__name__} is not for a server")
+
+    async def admit(self, sender: Member, push: Push) -> None:
+        """Accept, or refuse and count: pushes = accepted + stale + future + duplicate + not finite + malformed."""
+        self.counts["pushes"] += 1
+        lease = self.leases.get(push.lease)
+        if lease is None or lease.worker != sender.name:
+            known = push.lease <= self.done.get(sender.name, -1)
+            self.refuse(sender.name, "duplicate" if known else "malformed", f"lease {push.lease} is not out to it")
+            return
+        verdict, staleness, reason = admit(self.learner.version, push.version, self.algo.max_staleness)
+        size = lease.span.size
+        if push.num_samples != size or not 0 < push.num_items <= size * self.max_items:
+            self.refuse(sender.name, "malformed", f"{push.num_samples} samples, {push.num_items} items; leased {size}")
+            return
+        del self.leases[push.lease]
+        self.done[sender.name] = max(push.lease, self.done.get(sender.name, -1))
+        self.busy_s["compute"] += push.compute_s
+        self.busy_s["wait"] += push.wait_s
+        self.grant(sender.name)
+        if verdict != "accept":
+            self.refuse(sender.name, verdict, reason, samples=size)
+            await self.send_weights(sender.name, verdict)
+            return
+        gradient = self.decode(push)
+        if not math.isfinite(float(gradient.norm())):
+            self.refuse(sender.name, "nonfinite", "the gradient is not finite", samples=size)
+            return
+        self.counts["accepted"] += 1
+        self.counts[f"accepted/{sender.name}"] += 1
+        if self.algo.gradient_accumulation_size > 1 and not self.algo.use_quantization:
+            gradient = gradient.clone()  # it may wait long, and the buffer that it came in is wanted for the next
+        self.buffer.append(Buffered(push, gradient, lease))
+
+    def decode(self, push: Push) -> Tensor:
+        if not self.algo.use_quantization:
+            return push.gradient
+        assert self.current is not None  # whoever pushes has been sent weights
+        return Int8().decode(push.gradient, self.current.parameters.numel())
+
+    def refuse(self, name: str, kind: str, reason: str, samples: int = 0) -> None:
+        self.counts[f"rejected_{kind}"] += 1
+        self.counts[f"refused/{name}"] += 1
+        self.journal.event(
+            "rejected", step=self.learner.version, peer=name, verdict=kind, reason=reason, samples=samples
+        )
+
+    async def welcome(self, sender: Member, join: Join) -> None:
+        if join.fingerprint != self.learner.fingerprint:
+            reason = f"{sender.name} has built another model or data than the server"
+            self.journal.event("rejected", step=self.learner.version, peer=sender.name, reason=reason)
+            self.peers.send(sender.name, Finish(reason=reason))
+            return
+        self.journal.event("joined", step=self.learner.version, peer=sender.name, reason="ready")
+        await self.send_weights(sender.name, "join")
+        for _ in range(LEASES_AHEAD):
+            self.grant(sender.name)
+
+    def part(self, name: str, reason: str) -> None:
+        """A worker is gone: its leases go back and are done by others."""
+        mine = [number for number, lease in self.leases.items() if lease.worker == name]
+        spans = [self.leases.pop(number).span for number in mine]
+        self.returned.extendleft(reversed(spans))
+        self.done.pop(name, None)
+        samples = sum(span.size for span in spans)
+        self.journal.event("lost", step=self.learner.version, peer=name, reason=reason, samples=samples)
+        for member in self.peers.view.named("worker"):
+            if self.returned and not any(lease.worker == member.name for lease in self.leases.values()):
+                self.grant(member.name)
+
+    def grant(self, name: str) -> None:
+        """Lease the next batch to a worker, if there is one: what came back first, then the next of the course."""
+        if self.peers.view.get(name) is None:
+            return
+        if self.returned:
+            span = self.returned.popleft()
+        elif following := self.course.take(self.cursor, 0):
+            span, self.cursor = following, self.course.after(following)
+        else:
+            return
+        number, self.next_lease = self.next_lease, self.next_lease + 1
+        self.leases[number] = Lease(span, name)
+        self.peers.send(name, Grant(leases=(number, *span)))
+
+    async def send_weights(self, name: str, reason: str, than: int = -1) -> None:
+        """Weights and their version belong together: one snapshot per version serves everybody."""
+        if self.current is None:
+            self.current = await self.learner.snapshot()
+        parameters, buffers = self.current
+        self.peers.send(
+            name, Params(version=self.learner.version, reason=reason, parameters=parameters, buffers=buffers)
+        )
+
+    # --- the optimizer step ------------------------------------------------------------------------------
+
+    async def apply(self) -> None:
+        """One step from the buffer, in order of arrival."""
+        batch, self.buffer = self.buffer, []
+        version = self.learner.version
+        staleness = [version - b.push.version for b in batch]
+        items = [b.push.num_items for b in batch]
+        weights = [n * self.phi(s) for n, s in zip(items, staleness, strict=True)]
+        gradient = self.aggregate([b.gradient for b in batch], weights)
+        statistics = [b.push.buffers for b in batch if b.push.buffers is not None]
+        buffers = self.aggregate(statistics, items) if len(statistics) == len(batch) else None
+        applied = await self.learner.apply(gradient, buffers=buffers, lr_scale=sum(weights) / sum(items))
+        self.current = None
+        self.histogram.update(staleness)
+        step = Step(
+            version=self.learner.version,
+            loss=sum(b.push.loss * n for b, n in zip(batch, items, strict=True)) / sum(items),
+            num_samples=sum(b.push.num_samples for b in batch),
+            num_items=sum(items),
+            spans=[b.lease.span for b in batch],
+            applied=applied,
+            wait_share=self.busy_s["wait"] / max(self.busy_s["wait"] + self.busy_s["compute"], 1e-9),
+            details={
+                "staleness": {
+                    "mean": sum(staleness) / len(staleness),
+                    "max": max(staleness),
+                    "histogram": {str(s): n for s, n in sorted(self.histogram.items())},
+                },
+                "pushes": self.pushes(),
+                "accepted": self.by_worker("accepted"),
+                "refused": self.by_worker("refused"),
+            },
+        )
+        await self.journal.commit(step, self.state())
+
+    def phi(self, staleness: int) -> float:
+        return 1.0 / (1 + staleness) if self.algo.staleness_scaling == "inverse" else 1.0
+
+    def pushes(self) -> Mapping[str, int]:
+        """All pushes by what became of them; ``pushes`` is the sum of the others."""
+        return {key: n for key, n in sorted(self.counts.items()) if "/" not in key}
+
+    def by_worker(self, kind: str) -> Mapping[str, int]:
+        prefix = f"{kind}/"
+        return {key.removeprefix(prefix): n for key, n in sorted(self.counts.items()) if key.startswith(prefix)}
+
+    def state(self) -> AlgorithmState:
+        """What is leased or buffered is not done: it is given out again after a restart."""
+        unfinished = [b.lease.span for b in self.buffer] + [lease.span for lease in self.leases.values()]
+        plain: dict[str, Any] = {
+            "cursor": [self.cursor.epoch, self.cursor.position],
+            "unfinished": [list(span) for span in [*unfinished, *self.returned]],
+            "next_lease": self.next_lease,
+            "counts": dict(self.counts),
+            "staleness": {str(s): n for s, n in self.histogram.items()},
+        }
+        return AlgorithmState(plain=plain)
+
+
+class Worker:
+    """Computes leased batches, pushes, and pulls now and then."""
+
+    def __init__(self, algo: EDP, seed: int, patience_s: float) -> None:
+        self.algo, self.seed, self.patience_s = algo, seed, patience_s
+        self.leases: deque[tuple[int, Span]] = deque()
+        self.version = -1
+        self.over = False
+
+    async def run(self, peers: Peers, learner: Learner, clock: Clock, journal: Journal) -> None:
+        self.peers, self.learner, self.clock = peers, learner, clock
+        self.server = peers.view.named("server")[0].name
+        peers.send(self.server, Join(fingerprint=learner.fingerprint))
+        sent: Delivery | None = None
+        pushes, waited = 0, None
+        while await self.prepared():
+            waited = peers.waited_s if waited is None else waited
+            number, span = self.leases.popleft()
+            if sent is not None:
+                await sent.wait(self.patience_s)  # its gradient lies where the next one will
+            gradient = await learner.gradient([span], step=number, rank=peers.me.rank)
+            wait_s, waited = peers.waited_s - waited, peers.waited_s
+            push = Push(
+                lease=number,
+                version=self.version,
+                num_samples=gradient.num_samples,
+                num_items=gradient.num_items,
+                loss=gradient.loss,
+                compute_s=gradient.seconds,
+                wait_s=wait_s,
+                gradient=self.encode(gradient.flat, number),
+                buffers=gradient.buffers,
+            )
+            sent = peers.send(self.server, push)
+            pushes += 1
+            if pushes % self.algo.worker_update_interval == 0:
+                await self.pull()
+
+    def encode(self, gradient: Tensor, counter: int) -> Tensor:
+        if not self.algo.use_quantization:
+            return gradient
+        return Int8().encode(gradient, seed=self.seed, rank=self.peers.me.rank, counter=counter)
+
+    async def prepared(self) -> bool:
+        """Take what has come; wait while there is no lease or no weights. False when the run is over."""
+        while not self.over:
+            ready = bool(self.leases) and self.version >= 0
+            event = await self.event(self.clock.now() if ready else self.clock.now() + self.patience_s)
+            if event is None and ready:
+                return True
+            if event is None:
+                self.give_up("a lease")
+        return False
+
+    async def pull(self) -> None:
+        """Ask for the weights and wait for them."""
+        self.peers.send(self.server, Pull(version=self.version))
+        until = self.clock.now() + self.patience_s
+        while not self.over and (event := await self.event(until)) != "pull":
+            if event is None:
+                self.give_up("weights")
+
+    def give_up(self, what: str) -> NoReturn:
+        raise PeerLost(self.server, f"waiting for {what}", f"nothing came within {self.patience_s:g} s")
+
+    async def event(self, until: float) -> str | None:
+        """Do what the next message says and return what it was; None when nothing comes before ``until``."""
+        match await self.peers.next(until, f"weights or leases from {self.server}"):
+            case Received(_, Params(version=version, reason=reason, parameters=parameters, buffers=buffers)):
+                await self.learner.load(Weights(parameters, buffers))
+                self.version = version
+                return reason
+            case Received(_, Grant(leases=numbers)):
+                for i in range(0, len(numbers) - 3, 4):
+                    self.leases.append((numbers[i], Span(*numbers[i + 1 : i + 4])))
+                return "grant"
+            case Received(_, Finish(reason=reason)):
+                self.over = True
+                if reason != "done":
+                    raise RunFailed(reason)
+                return "finish"
+            case None:
+                return None
+            case _:
+                return "other"
