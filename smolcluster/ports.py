@@ -190,7 +190,10 @@ class GroupLearner(Learner, Protocol):
         """Meet there; returns when all have."""
 
     async def gradient_in_group(self, spans: Sequence[Span], *, step: int, rank: int, scale: float) -> Gradient:
-        """Like :meth:`Learner.gradient`, times ``scale`` and averaged over all ranks (loss and counts are local)."""
+        """Like :meth:`Learner.gradient`, times ``scale`` and averaged over all ranks.
+
+        Loss and counts in the result are this rank's own.
+        """
 
     async def leave_group(self) -> None: ...
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from smolcluster.data.order import Course, Cursor, course_for, split
+from smolcluster.data.order import Course, Walk, course_for, split
 from smolcluster.errors import Problem, RunFailed
 from smolcluster.messages import Rendezvous, Report
 from smolcluster.ports import (
@@ -43,6 +43,7 @@ class DDP:
     has_server: ClassVar[bool] = False
     max_workers: ClassVar[int | None] = None
     survives_workers: ClassVar[bool] = False
+    averaged_by_torch: ClassVar[bool] = True
 
     def problems(self, spec: RunSpec) -> Iterable[Problem]:
         if spec.choices.get("comms") == "memory":
@@ -60,16 +61,16 @@ class Replica:
     """One rank: gradient of its share, averaged by torch; every rank makes the same optimizer step."""
 
     def __init__(self, course: Course, world_size: int, timeout_s: float, state: AlgorithmState | None) -> None:
-        self.course, self.world_size, self.timeout_s = course, world_size, timeout_s
-        self.cursor = Cursor(*state.plain["cursor"]) if state else Cursor()
+        self.walk = Walk.resume(course, state.plain if state else None)
+        self.world_size, self.timeout_s = world_size, timeout_s
         self.step: int = state.plain["step"] if state else 0
 
     async def run(self, peers: Peers, learner: Learner, clock: Clock, journal: Journal) -> None:
         assert isinstance(learner, GroupLearner)
         rank = peers.me.rank
-        learner.num_steps = self.step + self.course.remaining(self.step, self.cursor)
+        learner.num_steps = self.step + self.walk.remaining(self.step)
         await self.meet(peers, learner, clock)
-        while span := self.course.take(self.cursor, self.step):
+        while span := self.walk.pop(self.step):
             began = clock.now()
             share = split(span, [1.0] * self.world_size)[rank]
             # DDP averages over ranks; scaled so, that is the mean over samples for uneven shares too
@@ -77,7 +78,7 @@ class Replica:
                 [share], step=self.step, rank=rank, scale=share.size * self.world_size / span.size
             )
             applied = await learner.apply(gradient.flat, buffers=gradient.buffers)
-            self.step, self.cursor = self.step + 1, self.course.after(span)
+            self.step += 1
             report = Report(
                 step=self.step,
                 num_samples=gradient.num_samples,
@@ -107,7 +108,8 @@ class Replica:
         while True:
             match await peers.next(until, f"the meeting point of {self.first(peers)}"):
                 case Received(_, Rendezvous(host=host, port=port)):
-                    return await learner.join_group(host, port, peers.me.rank, self.world_size)
+                    await learner.join_group(host, port, peers.me.rank, self.world_size)
+                    return
                 case None:
                     raise RunFailed(f"{peers.me.name}: rank 0 did not say where to meet")
 
@@ -138,4 +140,4 @@ class Replica:
         await journal.commit(done, self.state())
 
     def state(self) -> AlgorithmState:
-        return AlgorithmState(plain={"cursor": [self.cursor.epoch, self.cursor.position], "step": self.step})
+        return AlgorithmState(plain={**self.walk.state(), "step": self.step})

@@ -22,12 +22,12 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
 
 from smolcluster.comms.staleness import admit
 from smolcluster.compressor.int8 import Int8
-from smolcluster.data.order import Course, Cursor, course_for
+from smolcluster.data.order import Course, Walk, course_for
 from smolcluster.errors import PeerLost, Problem, RunFailed
 from smolcluster.messages import Finish, Grant, Join, Params, Pull, Push
 from smolcluster.ports import (
@@ -64,6 +64,7 @@ class EDP:
     has_server: ClassVar[bool] = True
     max_workers: ClassVar[int | None] = None
     survives_workers: ClassVar[bool] = True
+    averaged_by_torch: ClassVar[bool] = False
 
     worker_update_interval: Annotated[int, Range(ge=1, le=10**6, unit="pushes")] = 1
     """A worker pulls the weights after every so many pushes."""
@@ -131,26 +132,20 @@ class Server:
         state: AlgorithmState | None,
     ) -> None:
         self.algo, self.max_steps, self.aggregate, self.max_items = algo, max_steps, aggregate, max_items
-        self.course = Course(
-            num_samples=course.num_samples, global_batch=course.global_batch, epochs=course.epochs, max_steps=None
-        )
-        self.cursor = Cursor(*state.plain["cursor"]) if state else Cursor()
-        self.returned: deque[Span] = deque(Span(*span) for span in state.plain["unfinished"]) if state else deque()
-        self.counts: Counter[str] = Counter(state.plain["counts"] if state else {})
-        self.histogram: Counter[int] = Counter()
-        if state:
-            self.histogram.update({int(s): n for s, n in state.plain["staleness"].items()})
+        before = state.plain if state else {}
+        self.walk = Walk.resume(replace(course, max_steps=None), before or None)
+        self.counts: Counter[str] = Counter(before.get("counts"))
+        self.histogram = Counter({int(s): n for s, n in before.get("staleness", {}).items()})
         self.leases: dict[int, Lease] = {}
-        self.next_lease: int = state.plain["next_lease"] if state else 0
+        self.next_lease: int = before.get("next_lease", 0)
         self.done: dict[str, int] = {}
         self.buffer: list[Buffered] = []
         self.current: Weights | None = None
-        self.busy_s: Counter[str] = Counter()
+        self.compute_s = self.wait_s = 0.0
 
     async def run(self, peers: Peers, learner: Learner, clock: Clock, journal: Journal) -> None:
         self.peers, self.learner, self.clock, self.journal = peers, learner, clock, journal
-        batches = self.course.remaining(0, self.cursor) + len(self.returned)
-        steps = learner.version + math.ceil(batches / self.algo.gradient_accumulation_size)
+        steps = learner.version + math.ceil(self.walk.remaining(0) / self.algo.gradient_accumulation_size)
         learner.num_steps = steps if self.max_steps is None else min(steps, self.max_steps)
         heard = clock.now()
         while not self.finished():
@@ -166,8 +161,6 @@ class Server:
                 raise RunFailed(
                     f"server: version {learner.version}: no push for {self.algo.max_wait_s:g} s; {self.waiting_for()}"
                 )
-        if self.buffer:
-            await self.apply()
         for member in peers.view.named("worker"):
             peers.send(member.name, Finish(reason="done"))
 
@@ -176,11 +169,15 @@ class Server:
         if self.max_steps is not None and self.learner.version >= self.max_steps:
             self.buffer.clear()
             return True
-        return not self.leases and not self.returned and self.course.take(self.cursor, 0) is None
+        return self.exhausted() and not self.buffer
+
+    def exhausted(self) -> bool:
+        """Every batch has been done, or is in the buffer."""
+        return not self.leases and self.walk.peek(0) is None
 
     def idle(self, now: float, until: float) -> bool:
         """Nothing more can come, or has come for ``flush_s``."""
-        return now >= until or (not self.leases and not self.returned and self.course.take(self.cursor, 0) is None)
+        return now >= until or self.exhausted()
 
     def waiting_for(self) -> str:
         holders = sorted({lease.worker for lease in self.leases.values()})
@@ -212,15 +209,14 @@ class Server:
             known = push.lease <= self.done.get(sender.name, -1)
             self.refuse(sender.name, "duplicate" if known else "malformed", f"lease {push.lease} is not out to it")
             return
-        verdict, staleness, reason = admit(self.learner.version, push.version, self.algo.max_staleness)
+        verdict, _, reason = admit(self.learner.version, push.version, self.algo.max_staleness)
         size = lease.span.size
         if push.num_samples != size or not 0 < push.num_items <= size * self.max_items:
             self.refuse(sender.name, "malformed", f"{push.num_samples} samples, {push.num_items} items; leased {size}")
             return
         del self.leases[push.lease]
         self.done[sender.name] = max(push.lease, self.done.get(sender.name, -1))
-        self.busy_s["compute"] += push.compute_s
-        self.busy_s["wait"] += push.wait_s
+        self.compute_s, self.wait_s = self.compute_s + push.compute_s, self.wait_s + push.wait_s
         self.grant(sender.name)
         if verdict != "accept":
             self.refuse(sender.name, verdict, reason, samples=size)
@@ -264,23 +260,18 @@ class Server:
         """A worker is gone: its leases go back and are done by others."""
         mine = [number for number, lease in self.leases.items() if lease.worker == name]
         spans = [self.leases.pop(number).span for number in mine]
-        self.returned.extendleft(reversed(spans))
+        self.walk.put_back(spans)
         self.done.pop(name, None)
         samples = sum(span.size for span in spans)
         self.journal.event("lost", step=self.learner.version, peer=name, reason=reason, samples=samples)
         for member in self.peers.view.named("worker"):
-            if self.returned and not any(lease.worker == member.name for lease in self.leases.values()):
+            if self.walk.backlog and not any(lease.worker == member.name for lease in self.leases.values()):
                 self.grant(member.name)
 
     def grant(self, name: str) -> None:
-        """Lease the next batch to a worker, if there is one: what came back first, then the next of the course."""
-        if self.peers.view.get(name) is None:
-            return
-        if self.returned:
-            span = self.returned.popleft()
-        elif following := self.course.take(self.cursor, 0):
-            span, self.cursor = following, self.course.after(following)
-        else:
+        """Lease the next batch to a worker, if there is one."""
+        span = self.walk.pop(0) if self.peers.view.get(name) else None
+        if span is None:
             return
         number, self.next_lease = self.next_lease, self.next_lease + 1
         self.leases[number] = Lease(span, name)
@@ -317,7 +308,7 @@ class Server:
             num_items=sum(items),
             spans=[b.lease.span for b in batch],
             applied=applied,
-            wait_share=self.busy_s["wait"] / max(self.busy_s["wait"] + self.busy_s["compute"], 1e-9),
+            wait_share=self.wait_s / max(self.wait_s + self.compute_s, 1e-9),
             details={
                 "staleness": {
                     "mean": sum(staleness) / len(staleness),
@@ -346,8 +337,8 @@ class Server:
         """What is leased or buffered is not done: it is given out again after a restart."""
         unfinished = [b.lease.span for b in self.buffer] + [lease.span for lease in self.leases.values()]
         plain: dict[str, Any] = {
-            "cursor": [self.cursor.epoch, self.cursor.position],
-            "unfinished": [list(span) for span in [*unfinished, *self.returned]],
+            **self.walk.state(unfinished),
+            "step": self.learner.version,
             "next_lease": self.next_lease,
             "counts": dict(self.counts),
             "staleness": {str(s): n for s, n in self.histogram.items()},

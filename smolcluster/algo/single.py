@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from smolcluster.data.order import Course, Cursor, course_for
+from smolcluster.data.order import Course, Walk, course_for
 from smolcluster.errors import Problem
 from smolcluster.ports import AlgorithmState, Clock, Journal, Learner, Member, Peers, Step
 
@@ -26,6 +26,7 @@ class Single:
     has_server: ClassVar[bool] = False
     max_workers: ClassVar[int | None] = 1
     survives_workers: ClassVar[bool] = False
+    averaged_by_torch: ClassVar[bool] = False
 
     def problems(self, spec: RunSpec) -> Iterable[Problem]:
         return ()
@@ -41,16 +42,15 @@ class Solo:
     """theta <- step(theta, gradient of the next global batch), again and again."""
 
     def __init__(self, course: Course, state: AlgorithmState | None) -> None:
-        self.course = course
-        self.cursor = Cursor(*state.plain["cursor"]) if state else Cursor()
+        self.walk = Walk.resume(course, state.plain if state else None)
         self.step = state.plain["step"] if state else 0
 
     async def run(self, peers: Peers, learner: Learner, clock: Clock, journal: Journal) -> None:
-        learner.num_steps = self.step + self.course.remaining(self.step, self.cursor)
-        while span := self.course.take(self.cursor, self.step):
+        learner.num_steps = self.step + self.walk.remaining(self.step)
+        while span := self.walk.pop(self.step):
             gradient = await learner.gradient([span], step=self.step, rank=0)
             applied = await learner.apply(gradient.flat, buffers=gradient.buffers)
-            self.step, self.cursor = self.step + 1, self.course.after(span)
+            self.step += 1
             done = Step(
                 version=learner.version,
                 loss=gradient.loss,
@@ -63,4 +63,4 @@ class Solo:
             await journal.commit(done, self.state())
 
     def state(self) -> AlgorithmState:
-        return AlgorithmState(plain={"cursor": [self.cursor.epoch, self.cursor.position], "step": self.step})
+        return AlgorithmState(plain={**self.walk.state(), "step": self.step})

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from smolcluster.data.order import Course, Cursor, course_for, flatten, split, unflatten
+from smolcluster.data.order import Course, Walk, course_for, flatten, split, unflatten
 from smolcluster.errors import PeerLost, Problem, RunFailed
 from smolcluster.messages import Finish, Join, Update, Work
 from smolcluster.ports import (
@@ -63,6 +63,7 @@ class SyncPS:
     has_server: ClassVar[bool] = True
     max_workers: ClassVar[int | None] = None
     survives_workers: ClassVar[bool] = True
+    averaged_by_torch: ClassVar[bool] = False
 
     worker_update_interval: Annotated[int, Range(ge=1, le=10**6, unit="steps")] = 1
     """Weights travel to the workers every so many steps (K)."""
@@ -148,24 +149,24 @@ class Server:
     def __init__(
         self, algo: SyncPS, course: Course, aggregate: Aggregator, max_items: int, state: AlgorithmState | None
     ) -> None:
-        self.algo, self.course, self.aggregate, self.max_items = algo, course, aggregate, max_items
-        self.cursor = Cursor(*state.plain["cursor"]) if state else Cursor()
+        self.algo, self.aggregate, self.max_items = algo, aggregate, max_items
+        self.walk = Walk.resume(course, state.plain if state else None)
         self.step: int = state.plain["step"] if state else 0
         self.mirror = self._mirror_from(state)
         self.ready: dict[str, Member] = {}
         self.outdated: set[str] = set()
         self.rates: dict[str, float] = {}
-        self.counts: Counter[str] = Counter(state.plain["counts"] if state else {})
+        self.counts: Counter[str] = Counter(state.plain.get("counts") if state else None)
         self.empty_steps = 0
 
     async def run(self, peers: Peers, learner: Learner, clock: Clock, journal: Journal) -> None:
         self.peers, self.learner, self.clock, self.journal = peers, learner, clock, journal
-        learner.num_steps = self.step + self.course.remaining(self.step, self.cursor)
+        learner.num_steps = self.step + self.walk.remaining(self.step)
         if self.mirror is None and (self.algo.worker_update_interval > 1 or self.algo.polyak_alpha < 1):
             self.mirror = await learner.snapshot()
         await self.assemble()
         committed, state = None, self.state()
-        while span := self.course.take(self.cursor, self.step):
+        while span := self.walk.peek(self.step):
             round_ = await self.begin(span)
             if committed is not None:
                 await journal.commit(committed, state)  # while the workers compute
@@ -262,7 +263,8 @@ class Server:
 
     async def apply(self, round_: Round, span: Span) -> Step | None:
         """Average what arrived and make the optimizer step: the commit. None where nothing usable arrived."""
-        self.step, self.cursor = self.step + 1, self.course.after(span)
+        self.walk.pop(self.step)
+        self.step += 1
         updates = [update for _, update in sorted(round_.updates.items()) if update.num_items]
         round_.updates.clear()
         if not updates:
@@ -426,7 +428,7 @@ class Server:
 
     def state(self) -> AlgorithmState:
         plain: dict[str, Any] = {
-            "cursor": [self.cursor.epoch, self.cursor.position],
+            **self.walk.state(),
             "step": self.step,
             "counts": dict(self.counts),
         }

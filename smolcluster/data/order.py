@@ -8,10 +8,11 @@ a run can be stopped and go on with another number of nodes, and no sample is se
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smolcluster.ports import Span
 from smolcluster.spec.seeds import derive
@@ -96,6 +97,56 @@ class Cursor:
 
     epoch: int = 0
     position: int = 0
+
+
+@dataclass
+class Walk:
+    """Where a run stands in its course, and the spans that were taken before but not done (``backlog``).
+
+    What it writes into a checkpoint any algorithm can read: with all others' spans done exactly once.
+    """
+
+    course: Course
+    cursor: Cursor = field(default_factory=Cursor)
+    backlog: deque[Span] = field(default_factory=deque)
+
+    @classmethod
+    def resume(cls, course: Course, plain: Mapping[str, Any] | None) -> Walk:
+        """Go on where ``plain`` (from :meth:`state`) says; from the start where it is None."""
+        if plain is None:
+            return cls(course)
+        return cls(course, Cursor(*plain["cursor"]), deque(Span(*span) for span in plain["backlog"]))
+
+    def peek(self, step: int) -> Span | None:
+        """The span of step number ``step``: what came back first, then the next of the course."""
+        if self.backlog and (self.course.max_steps is None or step < self.course.max_steps):
+            return self.backlog[0]
+        return self.course.take(self.cursor, step)
+
+    def pop(self, step: int) -> Span | None:
+        """Like :meth:`peek`, and it counts as taken."""
+        span = self.peek(step)
+        if span is not None and self.backlog:
+            self.backlog.popleft()
+        elif span is not None:
+            self.cursor = self.course.after(span)
+        return span
+
+    def put_back(self, spans: Sequence[Span]) -> None:
+        """These were taken but will not be done by who took them; they come first again."""
+        self.backlog.extendleft(reversed(spans))
+
+    def remaining(self, step: int) -> int:
+        """Spans still to take when ``step`` steps are done."""
+        left = self.course.remaining(step, self.cursor) + len(self.backlog)
+        return left if self.course.max_steps is None else max(0, min(left, self.course.max_steps - step))
+
+    def state(self, taken: Sequence[Span] = ()) -> dict[str, Any]:
+        """For a checkpoint; ``taken`` are out, and will be given out again."""
+        return {
+            "cursor": [self.cursor.epoch, self.cursor.position],
+            "backlog": [list(span) for span in [*taken, *self.backlog]],
+        }
 
 
 def split(span: Span, weights: Sequence[float]) -> list[Span]:

@@ -18,7 +18,7 @@ class Files:
     """The run's directory alone."""
 
     project: str | None = None
-    """What ``summary.json`` files the run under; null: ``smolcluster``, for language models ``smolcluster-gpt-<data>``."""
+    """What ``summary.json`` files the run under; null: ``smolcluster``, or ``smolcluster-gpt-<data>`` for texts."""
 
     def problems(self, spec: RunSpec) -> Iterable[Problem]:
         return ()

@@ -2,89 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from smolcluster.tracking.counts import Counter, Mean, Traffic
 from smolcluster.tracking.fields import finite, number, table, text, whole
 from smolcluster.tracking.logs import timestamp
 from smolcluster.tracking.tracker import Event, NodeInfo, RunInfo
 
 Status: TypeAlias = Literal["done", "failed", "interrupted"]
 QUALITIES = ("loss", "accuracy", "perplexity")
-
-
-@dataclass
-class Counter:
-    """A count that a node keeps since its process started, carried on over restarts of that process."""
-
-    before: int = 0
-    now: int = 0
-
-    def see(self, value: object) -> None:
-        self.now = max(self.now, whole(value) or 0)
-
-    def restart(self) -> None:
-        self.before, self.now = self.before + self.now, 0
-
-    @property
-    def total(self) -> int:
-        return self.before + self.now
-
-
-class Traffic:
-    """Bytes at the sockets of every node, from counts that each node keeps since its process started.
-
-    ``uncompressed`` is what ``sent`` would have been; a node that does not say is taken to compress nothing.
-    """
-
-    def __init__(self) -> None:
-        self._sent: dict[str, Counter] = defaultdict(Counter)
-        self._received: dict[str, Counter] = defaultdict(Counter)
-        self._uncompressed: dict[str, Counter] = defaultdict(Counter)
-
-    def see(self, node: str, counts: Mapping[str, Any]) -> None:
-        self._sent[node].see(counts.get("sent"))
-        self._received[node].see(counts.get("received"))
-        if "uncompressed" in counts:
-            self._uncompressed[node].see(counts["uncompressed"])
-
-    def restart(self, node: str) -> None:
-        for counters in (self._sent, self._received, self._uncompressed):
-            if node in counters:
-                counters[node].restart()
-
-    def of(self, node: str) -> tuple[int, int]:
-        """Bytes sent and received by ``node``."""
-        return self._sent[node].total, self._received[node].total
-
-    def total(self) -> dict[str, int]:
-        plain = sum(self._uncompressed.get(node, counter).total for node, counter in self._sent.items())
-        return {
-            "sent": sum(counter.total for counter in self._sent.values()),
-            "received": sum(counter.total for counter in self._received.values()),
-            "uncompressed": plain,
-        }
-
-
-@dataclass
-class Mean:
-    """A running mean of the numbers that are finite, and their largest."""
-
-    total: float = 0.0
-    count: int = 0
-    largest: float = -math.inf
-
-    def see(self, value: object) -> None:
-        found = finite(value)
-        if found is not None:
-            self.total, self.count, self.largest = self.total + found, self.count + 1, max(self.largest, found)
-
-    @property
-    def mean(self) -> float | None:
-        return self.total / self.count if self.count else None
 
 
 @dataclass
@@ -101,8 +28,8 @@ class _Node:
     says_samples: bool = False
     wait: Mean = field(default_factory=Mean)
 
-    def record(self) -> dict[str, Any]:
-        samples = self.samples.total if self.says_samples else None
+    def record(self, traffic: Traffic) -> dict[str, Any]:
+        sent, received = traffic.of(self.name)
         return {
             "name": self.name,
             "role": self.role,
@@ -110,7 +37,10 @@ class _Node:
             "host": self.host,
             "device": self.device or None,
             "steps": self.steps,
-            "samples": samples,
+            "samples": self.samples.total if self.says_samples else None,
+            "sent": sent,
+            "received": received,
+            "wait_share": self.wait.mean,
         }
 
 
@@ -166,7 +96,7 @@ class Summary:
             "wire_bytes": self._traffic.total(),
             "wait_share": self._wait_share(),
             "staleness": {"mean": self._staleness.mean, "max": self._stalest.largest if self._stalest.count else None},
-            "nodes": [node.record() for node in self._nodes.values()],
+            "nodes": [node.record(self._traffic) for node in self._nodes.values()],
             "checkpoint": self._checkpoint.get("path"),
             "digest": digest or self._checkpoint.get("digest"),
         }
@@ -248,11 +178,8 @@ class Summary:
 
     def _wait_share(self) -> float | None:
         """The mean over the workers (over all nodes where none is called so) of the share of time spent waiting."""
-        waits = {node.role: [] for node in self._nodes.values()}  # type: dict[str, list[float]]
-        for node in self._nodes.values():
-            if node.wait.mean is not None:
-                waits[node.role].append(node.wait.mean)
-        found = waits.get("worker") or [wait for group in waits.values() for wait in group]
+        waits = [(node.role, node.wait.mean) for node in self._nodes.values() if node.wait.mean is not None]
+        found = [wait for role, wait in waits if role == "worker"] or [wait for _, wait in waits]
         return sum(found) / len(found) if found else self._wait.mean
 
 

@@ -50,6 +50,7 @@ class FabricLearner:
         self.spec, self.dataset, self.fabric, self._thread = spec, dataset, fabric, thread
         self.version = 0
         self.num_steps = 1
+        self.computed_samples = self.last_step = 0
         self.num_samples = len(dataset.train)
         torch.manual_seed(derive(spec.seed, "initial weights"))
         self.module: nn.Module = spec.model.build(dataset.info)
@@ -101,6 +102,7 @@ class FabricLearner:
             part = self._loss_sum(inputs, targets) / max(num_items, 1)
             self.fabric.backward(part * self._loss_scale.factor, model=self._forward)
             loss += float(part.detach())
+        self.computed_samples, self.last_step = self.computed_samples + len(ids), step
         flat = self._loss_scale.unscale(self.flat.gradients)
         norms = self._norms(flat) if self.spec.train.track_gradients else {}
         if self.spec.train.clip == "worker":
@@ -133,9 +135,7 @@ class FabricLearner:
         clip = clip_(gradient, train.grad_clip_norm, norm) if train.clip == "global" else 1.0
         lr = self.spec.schedule.lr(self.spec.optim.lr, self.version - 1, self.num_steps) * lr_scale
         with torch.no_grad():
-            self.spec.optim.step(
-                self.flat.parameters, gradient, self._optimizer_state, count=self.version, lr=lr
-            )
+            self.spec.optim.step(self.flat.parameters, gradient, self._optimizer_state, count=self.version, lr=lr)
             self.flat.load_buffers(buffers)
         return Applied(grad_norm=norm, clip=clip, skipped=False, lr=lr, norms=norms)
 

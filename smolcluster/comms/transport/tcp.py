@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -57,9 +57,9 @@ class Tcp:
                 nearest=f"{4 * self.heartbeat_s:g}",
             )
 
-    def transport(self, credentials: Credentials, host: str, port: int) -> TcpTransport:
-        """The running transport of one node, listening on (host, port); port 0: the system chooses."""
-        return TcpTransport(self, credentials, host, port)
+    def transports(self, credentials: Sequence[Credentials], host: str, port: int) -> list[TcpTransport]:
+        """A transport for each node of this process, listening on (host, port); port 0: the system chooses."""
+        return [TcpTransport(self, each, host, port) for each in credentials]
 
 
 class TcpTransport:

@@ -1,0 +1,277 @@
+"""Node processes and the pipes to them. A session is one running node process: its stdin, its stdout, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
+
+from smolcluster.errors import RunFailed
+
+MAX_EVENT_BYTES = 16 << 20
+"""Longest line that a node may send."""
+
+
+class Session(Protocol):
+    """A node process that has been started."""
+
+    pid: int
+
+    def send(self, command: Mapping[str, Any]) -> None:
+        """Queue one command; never blocks."""
+
+    def events(self) -> AsyncIterator[dict[str, Any]]:
+        """What the node says, until its end of the pipe is closed."""
+
+    def errors(self) -> AsyncIterator[str]:
+        """The lines on its standard error."""
+
+    async def wait(self) -> int:
+        """The exit code (negative: the signal that killed it), once it has ended."""
+
+    def kill(self) -> None: ...
+
+    def close(self) -> None:
+        """Close our ends of its pipes. To be called after :meth:`wait`."""
+
+
+class Sessions(Protocol):
+    """Starts node processes on one machine."""
+
+    async def start(self, name: str) -> Session: ...
+
+    async def close(self) -> None:
+        """End what is shared by the sessions of this machine."""
+
+
+def node_environment(threads: int) -> dict[str, str]:
+    """The environment of node processes: one thread count for all libraries, and no secrets of trackers."""
+    count = str(threads)
+    fixed = {
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "HYDRA_FULL_ERROR"))}
+    return {**kept, **fixed}
+
+
+class Pipes:
+    """Our ends of a node's three pipes, in the event loop."""
+
+    def __init__(self, stdin: asyncio.StreamWriter, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader) -> None:
+        self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
+
+    def send(self, command: Mapping[str, Any]) -> None:
+        if not self._stdin.is_closing():
+            self._stdin.write(json.dumps(command, separators=(",", ":")).encode() + b"\n")
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        async for line in _lines(self._stdout):
+            with contextlib.suppress(ValueError):  # cut off in mid-line by a kill: the exit code tells the rest
+                event = json.loads(line)
+                if isinstance(event, dict) and isinstance(event.get("event"), str):
+                    yield event
+
+    async def errors(self) -> AsyncIterator[str]:
+        async for line in _lines(self._stderr):
+            yield line.decode(errors="replace").rstrip()
+
+    def close(self) -> None:
+        self._stdin.close()
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:  # longer than the limit; what follows cannot be trusted to be a line of its own
+            return
+        if not line:
+            return
+        yield line
+
+
+class ProcessSession(Pipes):
+    """A node process of its own, started from scratch."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin and process.stdout and process.stderr
+        super().__init__(process.stdin, process.stdout, process.stderr)
+        self._process, self.pid = process, process.pid
+
+    async def wait(self) -> int:
+        return await self._process.wait()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+
+class LocalProcesses:
+    """Starts each node of this machine as a process from scratch."""
+
+    def __init__(self, threads: int) -> None:
+        self._environment = node_environment(threads)
+
+    async def start(self, name: str) -> ProcessSession:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "smolcluster.node",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment,
+            start_new_session=True,  # Ctrl-C in the terminal is the controller's to handle, not the nodes'
+            limit=MAX_EVENT_BYTES,
+        )
+        return ProcessSession(process)
+
+    async def close(self) -> None:
+        return
+
+
+class ForkedSession(Pipes):
+    """A node process forked by the fork server, which reports its end."""
+
+    def __init__(
+        self,
+        server: LocalForks,
+        pid: int,
+        stdin: asyncio.StreamWriter,
+        stdout: asyncio.StreamReader,
+        stderr: asyncio.StreamReader,
+    ) -> None:
+        super().__init__(stdin, stdout, stderr)
+        self._server, self.pid = server, pid
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self.ended)
+
+    def kill(self) -> None:
+        if not self.ended.done():
+            self._server.kill(self.pid)
+
+
+class LocalForks:
+    """Starts the nodes of this machine by forking one process that has imported torch (node/forkserver.py)."""
+
+    def __init__(self, threads: int) -> None:
+        self._environment = node_environment(threads)
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: socket.socket | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._started: dict[str, asyncio.Future[int]] = {}
+        self._live: dict[int, ForkedSession] = {}
+        self._codes: dict[int, int] = {}
+        self._ready: asyncio.Future[None] | None = None
+
+    async def _open(self) -> socket.socket:
+        """Start the fork server, once; nodes can be asked for while it is still importing."""
+        if self._channel is None:
+            ours, theirs = socket.socketpair()
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "smolcluster.node.forkserver",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=self._environment,
+                start_new_session=True,
+            )
+            theirs.close()
+            self._channel = ours
+            reader, _ = await asyncio.open_connection(sock=ours.dup())
+            self._reader = asyncio.create_task(self._listen(reader), name="fork server")
+        return self._channel
+
+    async def start(self, name: str) -> ForkedSession:
+        channel, loop = await self._open(), asyncio.get_running_loop()
+        (stdin, our_in), (our_out, stdout), (our_err, stderr) = os.pipe(), os.pipe(), os.pipe()
+        started = self._started[name] = loop.create_future()
+        try:
+            socket.send_fds(channel, [json.dumps({"start": name}).encode()], [stdin, stdout, stderr])
+        except OSError as error:
+            raise RunFailed(f"{name}: the fork server of this machine is gone: {error}") from None
+        finally:
+            for descriptor in (stdin, stdout, stderr):
+                os.close(descriptor)
+        pid = await started
+        session = ForkedSession(self, pid, await _writer(our_in), await _reader(our_out), await _reader(our_err))
+        self._live[pid] = session
+        if pid in self._codes:  # it has ended already
+            self._ended(pid, self._codes.pop(pid))
+        return session
+
+    def kill(self, pid: int) -> None:
+        assert self._channel is not None
+        try:
+            self._channel.sendall(json.dumps({"kill": pid}).encode())
+        except OSError:  # the fork server was killed; its children have another parent now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        async for line in _lines(reader):
+            message = json.loads(line)
+            if "code" in message:
+                self._ended(message["pid"], message["code"])
+            elif "id" in message:
+                self._started.pop(message["id"]).set_result(message["pid"])
+        for future in self._started.values():
+            if not future.done():
+                future.set_exception(RunFailed("the fork server of this machine ended before it could start a node"))
+        for pid in list(self._live):
+            self.kill(pid)
+            self._ended(pid, -signal.SIGKILL)
+
+    def _ended(self, pid: int, code: int) -> None:
+        session = self._live.pop(pid, None)
+        if session is None:
+            self._codes[pid] = code
+        elif not session.ended.done():
+            session.ended.set_result(code)
+
+    async def close(self) -> None:
+        if self._channel is None or self._process is None or self._reader is None:
+            return
+        self._channel.shutdown(socket.SHUT_RDWR)
+        self._channel.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), 20)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        await self._reader
+
+
+async def _writer(descriptor: int) -> asyncio.StreamWriter:
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.connect_write_pipe(
+        lambda: asyncio.streams.FlowControlMixin(loop=loop), os.fdopen(descriptor, "wb", buffering=0)
+    )
+    return asyncio.StreamWriter(transport, protocol, None, loop)
+
+
+async def _reader(descriptor: int) -> asyncio.StreamReader:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=MAX_EVENT_BYTES, loop=loop)
+    pipe = os.fdopen(descriptor, "rb", buffering=0)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader, loop=loop), pipe)
+    return reader
+
+
+def local_sessions(threads: int) -> Sessions:
+    """How nodes are started on this machine: forked where that is safe."""
+    return LocalForks(threads) if sys.platform == "linux" else LocalProcesses(threads)

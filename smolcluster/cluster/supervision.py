@@ -1,0 +1,205 @@
+"""What the controller does when something happens to a node: pure decisions, each with its reason.
+
+:class:`Supervisor` is told of events with the time, and answers with actions. It starts nothing and kills nothing
+itself; the controller carries the actions out and reports what came of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from smolcluster.ports import Member, View
+
+
+class Phase(Enum):
+    """Where a node stands."""
+
+    STARTING = "starting"
+    LISTENING = "listening"
+    FINISHED = "finished"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartNode:
+    """Start the node's process; ``joined`` is the generation that its certificate shall name."""
+
+    name: str
+    joined: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishView:
+    """Tell every node who takes part from now on."""
+
+    view: View
+    addresses: Mapping[str, Sequence[object]]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KillNode:
+    """End the node's process at once."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndRun:
+    """Nothing is left to do, or nothing can be done."""
+
+    status: str
+    reason: str
+
+
+Action = StartNode | PublishView | KillNode | EndRun
+
+
+@dataclass
+class NodeState:
+    """What the supervisor knows of a node."""
+
+    member: Member
+    phase: Phase = Phase.STARTING
+    address: Sequence[object] | None = None
+    deadline: float = 0.0
+    restarts: int = 0
+    failure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How much may go wrong."""
+
+    survives_workers: bool
+    """The algorithm goes on without a worker."""
+    max_restarts: int
+    min_workers: int
+    start_timeout_s: float
+
+
+@dataclass
+class Supervisor:
+    """The one authority on membership. ``generation`` grows with every change."""
+
+    roster: Sequence[Member]
+    rules: Rules
+    generation: int = 0
+    nodes: dict[str, NodeState] = field(default_factory=dict)
+    published: bool = False
+    ended: EndRun | None = None
+
+    def begin(self, now: float) -> list[Action]:
+        """Start everybody as members of generation 1."""
+        self.generation = 1
+        for member in self.roster:
+            self.nodes[member.name] = NodeState(replace(member, joined=1), deadline=now + self.rules.start_timeout_s)
+        return [StartNode(name=member.name, joined=1) for member in self.roster]
+
+    def listening(self, name: str, address: Sequence[object]) -> list[Action]:
+        """The node can be connected to. The first view goes out when all can; later ones with each that joins."""
+        node = self.nodes[name]
+        node.phase, node.address = Phase.LISTENING, address
+        if not self.published:
+            if any(other.phase is Phase.STARTING for other in self.nodes.values()):
+                return []
+            return list(self._publish("all nodes are there"))
+        self.generation += 1
+        return list(self._publish(f"{name} is back"))
+
+    def finished(self, name: str) -> list[Action]:
+        """The node has done its part; its process will end by itself."""
+        self.nodes[name].phase = Phase.FINISHED
+        return []
+
+    def failed(self, name: str, reason: str) -> list[Action]:
+        """The node says why it is about to end."""
+        self.nodes[name].failure = reason
+        return []
+
+    def silent(self, reporter: str, name: str, reason: str) -> list[Action]:
+        """``reporter`` has no sign of life from ``name``. Only the server's word counts, and only on workers:
+        a worker that cannot reach the server ends by itself."""
+        node, witness = self.nodes.get(name), self.nodes.get(reporter)
+        if node is None or witness is None or node.phase is not Phase.LISTENING:
+            return []
+        if witness.member.role != "server" or node.member.role != "worker":
+            return []
+        node.failure = f"{reporter} says: {name} {reason}"
+        return [KillNode(name=name, reason=node.failure)]
+
+    def exited(self, name: str, code: int, now: float) -> list[Action]:
+        """The node's process has ended."""
+        node = self.nodes[name]
+        if node.phase is Phase.FINISHED and code == 0:
+            return self._maybe_done()
+        how = node.failure or ending(code)
+        node.phase = Phase.GONE
+        who = f"{name} ({node.member.role})"
+        if self.ended is not None:
+            return []
+        if node.member.role == "server" or not self.rules.survives_workers:
+            return [self._end("failed", f"{who}: {how}")]
+        return list(self._lose_worker(node, f"{who}: {how}", now))
+
+    def tick(self, now: float) -> list[Action]:
+        """Nodes that are not there in time are ended; their exit does the rest."""
+        late = [n for n in self.nodes.values() if n.phase is Phase.STARTING and now >= n.deadline and not n.failure]
+        for node in late:
+            node.failure = f"not ready within {self.rules.start_timeout_s:g} s"
+        return [KillNode(name=node.member.name, reason=node.failure) for node in late]
+
+    def _lose_worker(self, node: NodeState, why: str, now: float) -> Iterator[Action]:
+        """Go on without a worker, and start it again if it may be."""
+        self.generation += 1
+        again = node.restarts < self.rules.max_restarts
+        left = [n for n in self.nodes.values() if n.member.role == "worker" and n.phase is not Phase.GONE]
+        if len(left) + again < self.rules.min_workers:
+            yield self._end("failed", f"{why}; {len(left)} workers are left, {self.rules.min_workers} are needed")
+            return
+        if self.published:
+            yield from self._publish(why)
+        if again:
+            node.restarts += 1
+            self.generation += 1
+            node.member = replace(node.member, joined=self.generation)
+            node.phase, node.failure, node.address = Phase.STARTING, "", None
+            node.deadline = now + self.rules.start_timeout_s
+            yield StartNode(name=node.member.name, joined=self.generation)
+        elif not self.published and all(n.phase is not Phase.STARTING for n in self.nodes.values()):
+            yield from self._publish(why)
+
+    def _publish(self, reason: str) -> Iterator[Action]:
+        self.published = True
+        there = [node for node in self.nodes.values() if node.phase in (Phase.LISTENING, Phase.FINISHED)]
+        view = View(generation=self.generation, members=tuple(node.member for node in there))
+        addresses = {node.member.name: node.address or [] for node in there}
+        yield PublishView(view=view, addresses=addresses, reason=reason)
+
+    def _maybe_done(self) -> list[Action]:
+        if self.ended is None and all(n.phase in (Phase.FINISHED, Phase.GONE) for n in self.nodes.values()):
+            return [self._end("done", "")]
+        return []
+
+    def _end(self, status: str, reason: str) -> EndRun:
+        self.ended = EndRun(status=status, reason=reason)
+        return self.ended
+
+
+def ending(code: int) -> str:
+    """An exit code in words.
+
+    >>> ending(-9)
+    'killed by signal 9 (SIGKILL)'
+    """
+    import signal
+
+    if code < 0:
+        try:
+            return f"killed by signal {-code} ({signal.Signals(-code).name})"
+        except ValueError:
+            return f"killed by signal {-code}"
+    return f"ended with exit code {code}"

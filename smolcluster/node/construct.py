@@ -1,0 +1,85 @@
+"""Building what is heavy: device, data, model, and the state of the checkpoint that a run starts from."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.utils.deterministic
+
+from smolcluster.data.dataset import Context
+from smolcluster.node.hardware import describe
+from smolcluster.ports import AlgorithmState, Member, Reporter
+from smolcluster.train.checkpoint import load
+from smolcluster.train.learner import FabricLearner, fabric_for
+
+if TYPE_CHECKING:
+    from smolcluster.node.run import Start
+    from smolcluster.spec.run import RunSpec
+
+
+class Built(NamedTuple):
+    """A learner, the algorithm's state (where a run is resumed) and what the journal finds again."""
+
+    learner: FabricLearner
+    algorithm: AlgorithmState | None
+    before: dict[str, Any]
+    hardware: dict[str, Any]
+
+
+def construct(start: Start, me: Member, thread: ThreadPoolExecutor, report: Reporter) -> Built:
+    """Runs in the compute thread."""
+    prepare_torch(start.spec, start.threads)
+    node = start.spec.cluster.node(me.name)
+    spec = start.spec
+    if node.precision is not None:
+        spec = replace(spec, train=replace(spec.train, precision=node.precision))
+
+    def say(text: str) -> None:
+        report("log", level="INFO", logger="smolcluster.data", message=text, step=None)
+
+    context = Context(seq_length=spec.seq_length, seed=spec.seed, cache=start.cache, say=say)
+    dataset = spec.data.load(context)
+    fabric = fabric_for(node.device, spec.train.precision)
+    learner: FabricLearner
+    if spec.algo.averaged_by_torch:
+        from smolcluster.train.ddp import GroupedLearner
+
+        learner = grouped = GroupedLearner(spec, dataset, fabric, thread)
+        grouped.prepare_group(start.hosts[me.name], spec.comms.timeout_s * 4)
+    else:
+        learner = FabricLearner(spec, dataset, fabric, thread)
+    state, before = resume(learner, start)
+    return Built(learner, state, before, describe(str(fabric.device), start.threads))
+
+
+def prepare_torch(spec: RunSpec, threads: int) -> None:
+    """Process-wide settings: threads, determinism, and warnings that a user cannot act on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    if spec.train.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    warnings.filterwarnings("ignore", module="lightning_fabric")
+
+
+def resume(learner: FabricLearner, start: Start) -> tuple[AlgorithmState | None, dict[str, Any]]:
+    """Put the checkpoint's weights, optimizer state and version in place."""
+    if start.resume is None:
+        return None, {}
+    checkpoint = load(Path(start.resume))
+    what = f"the checkpoint {start.resume}"
+    learner.flat.load_named_state(checkpoint.model, what)
+    learner.load_optimizer_named_state(checkpoint.optimizer, what)
+    learner.version = checkpoint.step
+    plain = dict(checkpoint.plain)
+    if plain.get("algo") == start.spec.choices.get("algo"):
+        return AlgorithmState(plain=plain["algorithm"], tensors=checkpoint.algorithm), plain
+    # another algorithm takes over where the run stands in its samples, and nothing else
+    common = {key: plain["algorithm"][key] for key in ("cursor", "backlog", "step")}
+    return AlgorithmState(plain=common), plain

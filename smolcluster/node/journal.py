@@ -1,0 +1,138 @@
+"""What a node makes of its role's reports: metrics, evaluations, checkpoints, and stopping when asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolcluster.errors import Interrupted
+from smolcluster.train.checkpoint import Checkpoint, save
+
+if TYPE_CHECKING:
+    from smolcluster.ports import AlgorithmState, Peers, Reporter, Step
+    from smolcluster.spec.run import RunSpec
+    from smolcluster.train.learner import FabricLearner
+
+
+class NodeJournal:
+    """Implements :class:`smolcluster.ports.Journal`."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        learner: FabricLearner,
+        peers: Peers,
+        report: Reporter,
+        folder: Path,
+        before: dict[str, Any],
+    ) -> None:
+        self.spec, self.learner, self.peers, self.report, self.folder = spec, learner, peers, report, folder
+        self.samples: int = before.get("samples", 0)
+        self.best: float | None = before.get("best")
+        self.stop_reason: str | None = None
+        self.step = learner.version
+        self._committed: tuple[Step, AlgorithmState] | None = None
+        self._evaluated_at = self._saved_at = -1
+        self._logged = (time.monotonic(), self.samples, 0)
+        self._items = 0
+
+    async def commit(self, step: Step, state: AlgorithmState) -> None:
+        train = self.spec.train
+        self._committed, self.step = (step, state), step.version
+        self.samples += step.num_samples
+        self._items += step.num_items
+        if step.version % train.log_steps == 0 or step.version == self.learner.num_steps:
+            self._log(step)
+        better = False
+        if train.eval_steps and step.version % train.eval_steps == 0:
+            better = await self.evaluate()
+        if better or (train.checkpoint_steps and step.version % train.checkpoint_steps == 0):
+            await self.save(best=better)
+        if self.stop_reason is not None:
+            await self.save(best=False)
+            raise Interrupted(f"stopped at step {step.version}: {self.stop_reason}")
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self.report("journal", kind=kind, **fields)
+
+    def stop(self, reason: str) -> None:
+        """Raise Interrupted at the next commit."""
+        self.stop_reason = reason
+
+    async def finish(self) -> None:
+        """The run is over: evaluate and save the last weights, unless that has just been done."""
+        better = False
+        if self._evaluated_at != self.step:
+            better = await self.evaluate()
+        if self._saved_at != self.step or better:
+            await self.save(best=better)
+
+    async def evaluate(self) -> bool:
+        """Evaluate the present weights; whether they are the best so far."""
+        self.report("state", state="evaluating", detail="")
+        began, step = time.monotonic(), self.step
+        result = await self.learner.evaluate()
+        self._evaluated_at = step
+        self.report("evaluation", step=step, seconds=time.monotonic() - began, **result)
+        self.report("state", state="training", detail="")
+        if self.best is None or result["loss"] < self.best:
+            self.best = result["loss"]
+            return True
+        return False
+
+    async def save(self, *, best: bool) -> None:
+        """Write a checkpoint of the last committed step, off the event loop."""
+        if self._committed is None or (self._saved_at == self.step and not best):
+            return
+        step, state = self._committed
+        self.report("state", state="saving", detail=f"step {step.version}")
+        checkpoint = Checkpoint(
+            step=step.version,
+            plain={
+                "samples": self.samples,
+                "best": self.best,
+                "seed": self.spec.seed,
+                "algo": self.spec.choices.get("algo"),
+                "optim": self.spec.choices.get("optim"),
+                "algorithm": dict(state.plain),
+            },
+            model=self.learner.flat.named_state(),
+            optimizer=self.learner.optimizer_named_state(),
+            algorithm=state.tensors,
+        )
+        keep = self.spec.train.keep_checkpoints
+        path = await asyncio.to_thread(save, self.folder, checkpoint, keep=keep, best=best)
+        self._saved_at = step.version
+        self.report("checkpoint", step=step.version, path=str(path), best=best)
+        self.report("state", state="training", detail="")
+
+    def _log(self, step: Step) -> None:
+        now = time.monotonic()
+        then, samples, items = self._logged
+        seconds = max(now - then, 1e-9)
+        self._logged = (now, self.samples, self._items)
+        per_s = (self.samples - samples) / seconds
+        tokens = self.spec.data.kind == "tokens"
+        details = dict(step.details)
+        self.report(
+            "metrics",
+            step=step.version,
+            num_steps=self.learner.num_steps,
+            epoch=step.spans[-1].epoch if step.spans else None,
+            loss=step.loss,
+            lr=step.applied.lr,
+            grad_norm=step.applied.grad_norm,
+            skipped=step.applied.skipped,
+            samples=self.samples,
+            samples_per_s=per_s,
+            tokens_per_s=(self._items - items) / seconds if tokens else None,
+            step_s=seconds,
+            wire=dict(self.peers.traffic()),
+            wait_share=step.wait_share,
+            staleness=details.pop("staleness", None),
+            grad_norms=dict(step.applied.norms) or None,
+            spans=[list(span) for span in step.spans],
+            **details,
+        )

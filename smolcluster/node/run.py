@@ -1,0 +1,307 @@
+"""A node's life: listen, build the model and the data, wait for the view, do the role's work, leave.
+
+One process usually is one node; with ``comms=memory`` all nodes live in one process and share its event loop and
+its compute thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smolcluster.comms.buffers import Layout
+from smolcluster.comms.membership import dialler
+from smolcluster.comms.peers import NodePeers, Patience
+from smolcluster.comms.security import Credentials
+from smolcluster.errors import Interrupted, RunFailed, SmolclusterError
+from smolcluster.node.control import Commands, leave_after
+from smolcluster.node.hardware import peak_rss_bytes, rss_bytes
+from smolcluster.node.journal import NodeJournal
+from smolcluster.ports import AlgorithmState, Member, Reporter, View
+from smolcluster.spec.build import build
+from smolcluster.spec.run import RunSpec
+
+logger = logging.getLogger("smolcluster.node")
+HEARTBEAT_S = 0.5
+"""How often a node reports its step, speed, traffic and memory."""
+GRACE = 0.6
+"""Part of the stop timeout that the role has to reach its next commit; the rest is for saving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The first command: everything that a node process needs."""
+
+    run: str
+    spec: RunSpec
+    members: tuple[Member, ...]
+    """The nodes that live in this process."""
+    credentials: tuple[Credentials, ...]
+    roster: tuple[Member, ...]
+    """All nodes of the run."""
+    hosts: Mapping[str, str]
+    folder: Path
+    cache: Path
+    threads: int
+    resume: str | None
+
+    @classmethod
+    def from_command(cls, command: Mapping[str, Any]) -> Start:
+        return cls(
+            run=command["run"],
+            spec=build(command["spec"]),
+            members=tuple(Member(**each) for each in command["members"]),
+            credentials=tuple(Credentials(**each) for each in command["credentials"]),
+            roster=tuple(Member(**each) for each in command["roster"]),
+            hosts=command["hosts"],
+            folder=Path(command["folder"]),
+            cache=Path(command["cache"]),
+            threads=command["threads"],
+            resume=command["resume"],
+        )
+
+
+class NodeProcess:
+    """The nodes of one process and the commands that they listen to."""
+
+    def __init__(self, start: Start, commands: Commands, report: Reporter) -> None:
+        self.start, self.commands, self.report = start, commands, report
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.nodes: list[Node] = []
+        self.stopping: str | None = None
+        self._view: tuple[View, Mapping[str, Any], str] | None = None
+
+    async def run(self) -> int:
+        """Run all nodes to their end; returns the exit code."""
+        start, loop = self.start, asyncio.get_running_loop()
+        self.commands.listen(loop, self.take, start.spec.cluster.silence_limit_s)
+        host = start.hosts[start.members[0].name]
+        port = start.spec.cluster.port_of(start.members[0].name)
+        try:
+            transports = start.spec.comms.transports(start.credentials, host, port)
+        except OSError as error:
+            raise RunFailed(f"{start.members[0].name}: cannot listen on {host}:{port}: {error.strerror}") from None
+        for member, transport in zip(start.members, transports, strict=True):
+            self.nodes.append(Node(self, member, transport))
+            self.report("listening", of=member.name, address=list(transport.address))
+        if self._view is not None:
+            self.change_view(*self._view)
+        results = await asyncio.gather(*(node.run() for node in self.nodes), return_exceptions=True)
+        return self.conclude(results)
+
+    def conclude(self, results: Sequence[BaseException | None]) -> int:
+        """Report what the nodes ended with; the exit code of the process."""
+        for error in results:
+            if isinstance(error, Interrupted):
+                self.report("stopped", reason=str(error))
+                return error.exit_code
+            if isinstance(error, SmolclusterError):
+                self.report("failed", reason=str(error), kind=type(error).__name__)
+                return error.exit_code
+            if error is not None:
+                logger.error("%s", "".join(traceback.format_exception(error)))
+                self.report("failed", reason=f"{type(error).__name__}: {error}", kind="crash")
+                return 1
+        return 0
+
+    def take(self, command: Mapping[str, Any]) -> None:
+        """A command from the controller; runs in the event loop."""
+        match command["op"]:
+            case "view":
+                view = View(
+                    generation=command["generation"],
+                    members=tuple(Member(**each) for each in command["members"]),
+                )
+                self._view = (view, command["addresses"], command["reason"])
+                self.change_view(*self._view)
+            case "stop":
+                self.stop(str(command["reason"]))
+            case "gone":
+                leave_after(self.start.spec.cluster.stop_timeout_s, 1)
+                self.stop("the controller is gone")
+            case "ping":
+                return
+
+    def change_view(self, view: View, addresses: Mapping[str, Any], reason: str) -> None:
+        for node in self.nodes:
+            node.change_view(view, addresses, reason)
+
+    def stop(self, reason: str) -> None:
+        if self.stopping is None:
+            self.stopping = reason
+            for node in self.nodes:
+                node.stop(reason)
+
+
+class Node:
+    """One member: its peers, its learner, its role."""
+
+    def __init__(self, process: NodeProcess, me: Member, transport: Any) -> None:
+        self.process, self.me, self.start = process, me, process.start
+        self.spec = process.start.spec
+        comms = self.spec.comms
+        patience = Patience(connect_s=comms.connect_timeout_s, silent_s=comms.lost_after_s, lost_s=comms.timeout_s)
+        self.peers = NodePeers(self.start.run, me, transport, patience, self.report)
+        self.journal: NodeJournal | None = None
+        self.learner: Any = None
+        self._viewed = asyncio.Event()
+        self._work: asyncio.Task[None] | None = None
+        self._seen = (time.monotonic(), 0, 0.0)
+
+    def report(self, event: str, **fields: Any) -> None:
+        """An event in this node's name."""
+        self.process.report(event, of=self.me.name, **fields)
+
+    def change_view(self, view: View, addresses: Mapping[str, Any], reason: str) -> None:
+        """Take over the controller's view, and hold links to whom the algorithm talks to."""
+        links = []
+        for member in view.members:
+            if self.talks_to(member):
+                where = addresses.get(member.name)
+                passive = frozenset(name for name in self.start.hosts if self.spec.cluster.node(name).dials_only)
+                ours = dialler(self.me, member, passive) == self.me
+                links.append((member, (str(where[0]), int(where[1])) if ours and where else None))
+        self.peers.change_view(view, links, reason)
+        self._viewed.set()
+
+    def talks_to(self, other: Member) -> bool:
+        kinds = {self.me.role, other.role}
+        pattern = self.spec.algo.links
+        return other.name != self.me.name and (pattern == "full" or (pattern == "star" and len(kinds) == 2))
+
+    @property
+    def owns_weights(self) -> bool:
+        """This node makes the optimizer steps that count: it evaluates, saves and exports."""
+        return self.me.name == self.start.roster[0].name
+
+    def stop(self, reason: str) -> None:
+        """Stop at the next commit, or after a part of the stop timeout wherever the role is."""
+        if self.journal is not None and self.owns_weights:
+            self.journal.stop(reason)
+            grace = GRACE * self.spec.cluster.stop_timeout_s
+            asyncio.get_running_loop().call_later(grace, self._cancel)
+        else:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+
+    async def run(self) -> None:
+        """From building to leaving."""
+        self._work = asyncio.create_task(self._life(), name=f"life of {self.me.name}")
+        if self.process.stopping is not None:
+            self._work.cancel()
+        pulse = asyncio.create_task(self._pulse(), name=f"pulse of {self.me.name}")
+        try:
+            await self._work
+        except asyncio.CancelledError:
+            await self._save_what_stands()
+            raise Interrupted(f"{self.me.name}: {self.process.stopping}") from None
+        finally:
+            pulse.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pulse
+            await self.peers.close(flush_within=2.0)
+
+    async def _life(self) -> None:
+        self.report("state", state="starting", detail="building the model and the data")
+        loop = asyncio.get_running_loop()
+        self.learner, algorithm, before = await loop.run_in_executor(self.process.thread, self._build)
+        self.peers.agree(self._layouts())
+        self.journal = NodeJournal(
+            self.spec, self.learner, self.peers, self.report, self.start.folder / "checkpoints", before
+        )
+        self.report("ready", hardware=self._hardware, fingerprint=self.learner.fingerprint, params=self._num_params())
+        self.report("state", state="connecting", detail="")
+        await self._viewed.wait()
+        self.report("state", state="training", detail="")
+        role = self.spec.algo.role(self.spec, self.me, self.learner.num_samples, algorithm)
+        await role.run(self.peers, self.learner, _LoopClock(loop), self.journal)
+        if self.owns_weights:
+            await self.journal.finish()
+            await self._export()
+            self.report("result", digest=await self.learner.compute(self.learner.flat.digest), step=self.journal.step)
+        self._beat()
+        self.report("state", state="finished", detail="")
+        self.report("finished", refusals={f"{p}/{r}": n for (p, r), n in sorted(self.peers.refusals.items())})
+
+    def _build(self) -> tuple[Any, AlgorithmState | None, dict[str, Any]]:
+        """Everything heavy, in the compute thread: device, data, model, and the checkpoint to start from."""
+        from smolcluster.node.construct import construct
+
+        built = construct(self.start, self.me, self.process.thread, self.report)
+        self._hardware = built.hardware
+        return built.learner, built.algorithm, built.before
+
+    def _num_params(self) -> int:
+        return int(self.learner.flat.manifest.numel)
+
+    def _layouts(self) -> dict[str, Layout]:
+        """The kinds of tensor of this run: parameters, gradients (encoded, perhaps) and buffers."""
+        flat = self.learner.flat
+        dtype = str(flat.parameters.dtype).removeprefix("torch.")
+        dense = Layout(dtype, flat.manifest.numel)
+        encoded_bytes = getattr(self.spec.algo, "gradient_bytes", lambda _: None)(flat.manifest.numel)
+        gradient = Layout("uint8", encoded_bytes, dense.num_bytes) if encoded_bytes else dense
+        layouts = {"parameters": dense, "gradient": gradient}
+        if flat.buffer_manifest.numel:
+            layouts["buffers"] = Layout("float64", flat.buffer_manifest.numel)
+        return layouts
+
+    async def _export(self) -> None:
+        if self.spec.train.export:
+            self.report("state", state="saving", detail="export/")
+            folder, dataset = self.start.folder / "export", self.learner.dataset
+            await self.learner.compute(lambda: self.spec.model.export(self.learner.module, folder, dataset))
+
+    async def _save_what_stands(self) -> None:
+        """After a cancelled wait: the last committed step, unless a step was being made at that moment."""
+        journal = self.journal
+        if journal is not None and self.owns_weights and self.learner.version == journal.step:
+            await journal.save(best=False)
+
+    async def _pulse(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._beat()
+
+    def _beat(self) -> None:
+        """Report step, speed, waiting, traffic and memory."""
+        if self.learner is None:
+            return
+        now, computed, waited = time.monotonic(), self.learner.computed_samples, self.peers.waited_s
+        then, before, waited_before = self._seen
+        self._seen = (now, computed, waited)
+        seconds = max(now - then, 1e-9)
+        traffic = self.peers.traffic()
+        self.report(
+            "node",
+            step=self.journal.step if self.owns_weights and self.journal else self.learner.last_step,
+            samples=computed,
+            samples_per_s=(computed - before) / seconds,
+            wait_share=min(1.0, (waited - waited_before) / seconds),
+            sent=traffic["sent"],
+            received=traffic["received"],
+            uncompressed=traffic["uncompressed"],
+            rss_bytes=rss_bytes(),
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+
+
+class _LoopClock:
+    """Implements :class:`smolcluster.ports.Clock` on the event loop's time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.now = loop.time
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)

@@ -1,0 +1,59 @@
+"""The learner of ``algo=ddp``: the same model under torch's DistributedDataParallel, with its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from smolcluster.ports import Gradient, Span
+from smolcluster.train.learner import FabricLearner
+
+LOOPBACK = "127.0.0.1"
+
+
+class GroupedLearner(FabricLearner):
+    """Implements :class:`smolcluster.ports.GroupLearner`. Gloo on the CPU, NCCL where the device is CUDA."""
+
+    def prepare_group(self, host: str, timeout_s: float) -> None:
+        """``host``: the address that the other ranks reach this node at."""
+        self._host, self._timeout = host, timedelta(seconds=timeout_s)
+        self._store: Any = None
+        self._scale = 1.0
+
+    async def open_group(self, world_size: int) -> tuple[str, int]:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            self._host, 0, is_master=True, wait_for_workers=False, timeout=self._timeout
+        )
+        self._store = store
+        return self._host, store.port
+
+    async def join_group(self, host: str, port: int, rank: int, world_size: int) -> None:
+        await self.compute(lambda: self._join(host, port, rank, world_size))
+
+    def _join(self, host: str, port: int, rank: int, world_size: int) -> None:
+        if self._store is None:
+            self._store = dist.TCPStore(  # type: ignore[attr-defined]
+                host, port, is_master=False, timeout=self._timeout
+            )
+        cuda = self.fabric.device.type == "cuda"
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", store=self._store, rank=rank, world_size=world_size, timeout=self._timeout
+        )
+        ids = [self.fabric.device.index] if cuda else None
+        self._forward = self.fabric.setup(DistributedDataParallel(self.module, device_ids=ids))
+
+    async def gradient_in_group(self, spans: Sequence[Span], *, step: int, rank: int, scale: float) -> Gradient:
+        self._scale = scale
+        gradient = await self.gradient(spans, step=step, rank=rank)
+        return replace(gradient, loss=gradient.loss / scale if scale else 0.0)
+
+    def _loss_sum(self, inputs: Any, targets: Any) -> Any:
+        return super()._loss_sum(inputs, targets) * self._scale
+
+    async def leave_group(self) -> None:
+        await self.compute(dist.destroy_process_group)
