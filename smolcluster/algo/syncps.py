@@ -175,8 +175,8 @@ class Server:
             state = self.state()
         if committed is not None:
             await journal.commit(committed, state)
-        for name in self.ready:
-            peers.send(name, Finish(reason="done"))
+        for member in peers.view.named("worker"):
+            peers.send(member.name, Finish(reason="done"))
 
     # --- one step ----------------------------------------------------------------------------------------
 

@@ -104,7 +104,9 @@ class ProcessSession(Pipes):
     """A node process of its own, started from scratch."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdin and process.stdout and process.stderr
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         super().__init__(process.stdin, process.stdout, process.stderr)
         self._process, self.pid = process, process.pid
 
@@ -171,14 +173,17 @@ class LocalForks:
         self._process: asyncio.subprocess.Process | None = None
         self._channel: socket.socket | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._writer: asyncio.StreamWriter | None = None  # never written to, but its end would close the socket
         self._started: dict[str, asyncio.Future[int]] = {}
         self._live: dict[int, ForkedSession] = {}
         self._codes: dict[int, int] = {}
-        self._ready: asyncio.Future[None] | None = None
+        self._opening = asyncio.Lock()
 
     async def _open(self) -> socket.socket:
         """Start the fork server, once; nodes can be asked for while it is still importing."""
-        if self._channel is None:
+        async with self._opening:
+            if self._channel is not None:
+                return self._channel
             ours, theirs = socket.socketpair()
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -192,7 +197,7 @@ class LocalForks:
             )
             theirs.close()
             self._channel = ours
-            reader, _ = await asyncio.open_connection(sock=ours.dup())
+            reader, self._writer = await asyncio.open_connection(sock=ours.dup())
             self._reader = asyncio.create_task(self._listen(reader), name="fork server")
         return self._channel
 
@@ -254,6 +259,8 @@ class LocalForks:
             self._process.kill()
             await self._process.wait()
         await self._reader
+        if self._writer is not None:
+            self._writer.close()
 
 
 async def _writer(descriptor: int) -> asyncio.StreamWriter:

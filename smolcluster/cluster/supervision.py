@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Literal
 
 from smolcluster.ports import Member, View
+
+LEAVING_S = 5.0
+"""When the owner of the weights has finished, the others end within that time or are killed."""
 
 
 class Phase(Enum):
@@ -51,7 +55,7 @@ class KillNode:
 class EndRun:
     """Nothing is left to do, or nothing can be done."""
 
-    status: str
+    status: Literal["done", "failed", "interrupted"]
     reason: str
 
 
@@ -110,10 +114,25 @@ class Supervisor:
         self.generation += 1
         return list(self._publish(f"{name} is back"))
 
-    def finished(self, name: str) -> list[Action]:
-        """The node has done its part; its process will end by itself."""
+    def finished(self, name: str, now: float) -> list[Action]:
+        """The node has done its part; its process will end by itself. When it is the owner of the weights, the
+        run is over: the others have a moment to end too, and who was just being started is not needed."""
         self.nodes[name].phase = Phase.FINISHED
-        return []
+        if name != self.owner:
+            return []
+        for node in self.nodes.values():
+            node.deadline = now + LEAVING_S
+        starting = [n.member.name for n in self.nodes.values() if n.phase is Phase.STARTING]
+        return [KillNode(name=other, reason="the run is over") for other in starting]
+
+    @property
+    def owner(self) -> str:
+        """The node that holds the weights that count: the server, or the worker of rank 0."""
+        return self.roster[0].name
+
+    @property
+    def over(self) -> bool:
+        return self.nodes[self.owner].phase is Phase.FINISHED
 
     def failed(self, name: str, reason: str) -> list[Action]:
         """The node says why it is about to end."""
@@ -136,6 +155,9 @@ class Supervisor:
         node = self.nodes[name]
         if node.phase is Phase.FINISHED and code == 0:
             return self._maybe_done()
+        if self.over and name != self.owner:
+            node.phase = Phase.GONE
+            return self._maybe_done()
         how = node.failure or ending(code)
         node.phase = Phase.GONE
         who = f"{name} ({node.member.role})"
@@ -146,7 +168,10 @@ class Supervisor:
         return list(self._lose_worker(node, f"{who}: {how}", now))
 
     def tick(self, now: float) -> list[Action]:
-        """Nodes that are not there in time are ended; their exit does the rest."""
+        """Nodes that are not there in time, or do not leave in time, are ended; their exit does the rest."""
+        if self.over:
+            slow = [n.member.name for n in self.nodes.values() if n.phase is Phase.LISTENING and now >= n.deadline]
+            return [KillNode(name=name, reason="the run is over") for name in slow]
         late = [n for n in self.nodes.values() if n.phase is Phase.STARTING and now >= n.deadline and not n.failure]
         for node in late:
             node.failure = f"not ready within {self.rules.start_timeout_s:g} s"
@@ -184,7 +209,7 @@ class Supervisor:
             return [self._end("done", "")]
         return []
 
-    def _end(self, status: str, reason: str) -> EndRun:
+    def _end(self, status: Literal["done", "failed"], reason: str) -> EndRun:
         self.ended = EndRun(status=status, reason=reason)
         return self.ended
 

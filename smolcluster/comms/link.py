@@ -211,7 +211,7 @@ class Link:
         self._sockets[direction] = sock
         if sock is not None:
             self.last_heard = time.monotonic()
-        if self.up != before and self._closing_at is None:
+        if self.up != before and self._closing_at is None and not self._left:
             self.sink.link_changed(self.peer, self.up, reason)
 
     # --- writing -----------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ def entry(name: str, key: Sequence[Any], context: Context, build: Callable[[Path
     path = context.cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     if path.is_dir():
         return path
-    context.cache.mkdir(parents=True, exist_ok=True)
     try:
+        context.cache.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{path}.lock", timeout=WAIT_S):
             if not path.is_dir():
                 _build(path, build)

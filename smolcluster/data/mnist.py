@@ -5,6 +5,7 @@ Decoded once; later starts read arrays from the cache and need neither the netwo
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +77,11 @@ class MNIST:
 def _pixels(images: Any, part: str) -> NDArray[Any]:
     """Shape ``[n, 28, 28]``, uint8."""
     import numpy as np
+    from PIL import Image
 
     pixels = np.empty((len(images), *SHAPE), dtype=np.uint8)
-    for i, image in enumerate(images):
+    for i, found in enumerate(images):
+        image = Image.open(io.BytesIO(found["bytes"])) if isinstance(found, dict) else found
         if image.size != SHAPE or image.mode != "L":
             raise DataError(f"data=mnist: {part} image {i} is {image.size} {image.mode}, must be {SHAPE} L (grey)")
         pixels[i] = np.asarray(image)

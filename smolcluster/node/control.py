@@ -46,7 +46,7 @@ class Events:
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Queue an event; implements :class:`smolcluster.ports.Reporter`."""
-        line = json.dumps(_finite({"event": event, "at": time.time(), **fields}), separators=(",", ":"), default=str)
+        line = json.dumps(_finite({"event": event, **fields}), separators=(",", ":"), default=str)
         try:
             self._queue.put_nowait(line.encode() + b"\n")
         except queue.Full:

@@ -52,6 +52,7 @@ class Start:
     cache: Path
     threads: int
     resume: str | None
+    purpose: str
 
     @classmethod
     def from_command(cls, command: Mapping[str, Any]) -> Start:
@@ -66,6 +67,7 @@ class Start:
             cache=Path(command["cache"]),
             threads=command["threads"],
             resume=command["resume"],
+            purpose=command["purpose"],
         )
 
 
@@ -224,11 +226,15 @@ class Node:
         self.report("state", state="connecting", detail="")
         await self._viewed.wait()
         self.report("state", state="training", detail="")
-        role = self.spec.algo.role(self.spec, self.me, self.learner.num_samples, algorithm)
-        await role.run(self.peers, self.learner, _LoopClock(loop), self.journal)
+        if self.start.purpose == "train":
+            role = self.spec.algo.role(self.spec, self.me, self.learner.num_samples, algorithm)
+            await role.run(self.peers, self.learner, _LoopClock(loop), self.journal)
+            if self.owns_weights:
+                await self.journal.finish()
+                await self._export()
+        else:
+            await self.journal.evaluate()
         if self.owns_weights:
-            await self.journal.finish()
-            await self._export()
             self.report("result", digest=await self.learner.compute(self.learner.flat.digest), step=self.journal.step)
         self._beat()
         self.report("state", state="finished", detail="")
@@ -261,6 +267,7 @@ class Node:
         if self.spec.train.export:
             self.report("state", state="saving", detail="export/")
             folder, dataset = self.start.folder / "export", self.learner.dataset
+            folder.mkdir(parents=True, exist_ok=True)
             await self.learner.compute(lambda: self.spec.model.export(self.learner.module, folder, dataset))
 
     async def _save_what_stands(self) -> None:

@@ -57,7 +57,7 @@ class PlainConsole:
         self._stream, self._clock = stream, clock
         self._board: Board | None = None
         self._step_at = self._nodes_at = float("-inf")
-        self._told_step = -1
+        self._told_step = 0
         self._flood = Flood()
 
     def start(self, run: RunInfo) -> None:

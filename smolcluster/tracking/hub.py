@@ -68,6 +68,10 @@ class Tracking:
         for name, tracker in list(self._trackers.items()):
             self._guard(name, partial(self._begin, tracker, record))
 
+    def rewrite(self, record: Mapping[str, Any]) -> None:
+        """More is known now: ``record`` becomes ``run_spec.json`` instead."""
+        self._guard("directory", lambda: self._directory.write_spec(record))
+
     def on_event(self, event: Event) -> None:
         """``event`` as the controller has stamped it; ``t`` is added where it is missing."""
         if "t" not in event:

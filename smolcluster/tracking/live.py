@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -20,7 +20,7 @@ from smolcluster.tracking.board import Board, Headline, NodeView
 from smolcluster.tracking.console import roles
 from smolcluster.tracking.fields import number, table, whole
 from smolcluster.tracking.news import BAD, GOOD, INFO, WARN, quality
-from smolcluster.tracking.tables import show, summary_table
+from smolcluster.tracking.tables import RaisingConsole, show, summary_table
 from smolcluster.tracking.tracker import Event, RunInfo
 from smolcluster.tracking.wording import NOTHING, clean
 
@@ -29,8 +29,8 @@ WIDE = 110
 """Columns from which on there is room for long names."""
 FRAME_LINES = 10
 """Lines of a screen that are neither nodes nor news: the head, the figures, a table head and blank lines."""
-MIN_NEWS = 4
-"""Lines that news get however many nodes there are."""
+MIN_NODES, MIN_NEWS = 2, 4
+"""Lines that nodes and news get at least, if there is room for both: a screen of 13 lines shows nodes alone."""
 STATE_STYLES = {
     "starting": "yellow",
     "connecting": "yellow",
@@ -55,7 +55,7 @@ class LiveConsole:
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.time) -> None:
         self._stream, self._clock = stream, clock
-        self._console = Console(file=stream)
+        self._console = RaisingConsole(file=stream)
         self._lock = threading.Lock()
         self._board: Board | None = None
         self._live: Live | None = None
@@ -106,7 +106,7 @@ def screen(board: Board, now: float, width: int, height: int) -> RenderableType:
     """The board at the time ``now``, in at most ``height - 1`` lines of ``width`` columns."""
     figures = list(_figures(board))
     room = height - 1 - FRAME_LINES - (len(figures) - 3)
-    shown = max(1, min(len(board.nodes), room - MIN_NEWS))
+    shown = min(len(board.nodes), max(MIN_NODES, room - MIN_NEWS))
     parts: list[RenderableType] = [_title(board, now), _path(board, width), _progress(board, now), Text()]
     parts += [_nodes(board, now, shown, width), Text(), _grid(figures), Text()]
     parts += [_headline(line) for line in list(board.news)[-max(0, room - shown) :]]
@@ -159,7 +159,7 @@ def _nodes(board: Board, now: float, shown: int, width: int) -> Table:
         found.add_column(name, no_wrap=True, justify="right", min_width=least)
     views = list(board.nodes.values())
     if len(views) > shown:
-        views = sorted(views, key=lambda view: view.state not in TROUBLE)[: max(1, shown - 1)]
+        views = sorted(views, key=lambda view: view.state not in TROUBLE)[: shown - 1]
     for view in views:
         found.add_row(*_row(view, now))
     hidden = len(board.nodes) - len(views)

@@ -21,10 +21,17 @@ STATUS_STYLES = {"done": "green", "failed": "bold red", "interrupted": "yellow"}
 BEST_STYLE = "bold green"
 
 
+class RaisingConsole(Console):
+    """A Rich console that raises where its reader has gone, instead of ending the whole process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError("whoever read the output has gone")
+
+
 def show(stream: TextIO, shown: RenderableType) -> None:
     """Write ``shown`` to ``stream``; characters that its encoding lacks become question marks."""
     width = None if stream.isatty() else int(os.environ.get("COLUMNS") or PLAIN_WIDTH)
-    console = Console(file=stream, width=width, highlight=False)
+    console = RaisingConsole(file=stream, width=width, highlight=False)
     with console.capture() as capture:
         console.print(shown)
     encoding = getattr(stream, "encoding", None) or "utf-8"

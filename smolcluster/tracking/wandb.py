@@ -13,6 +13,7 @@ import queue
 import shlex
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -147,8 +148,9 @@ class _Follower:
         try:
             self._queue.put_nowait(None)
         except queue.Full:
-            self._queue.get_nowait()
-            self._left_out += 1
+            with suppress(queue.Empty):
+                self._queue.get_nowait()
+                self._left_out += 1
             self._queue.put_nowait(None)
 
     def _closing_words(self) -> Iterable[str]:
@@ -160,7 +162,8 @@ class _Follower:
         if late:
             yield f"W&B: not everything is uploaded after {self._options.finish_s:g} s (tracking.finish_s)"
         if late or self._sender.mode == "offline":
-        XX
+            kind = "offline-run-*" if self._sender.mode == "offline" else "run-*"
+            yield f"W&B: to send this run: wandb sync {shlex.quote(str(self._folder))}/{kind}"
 
 
 class _Sender:

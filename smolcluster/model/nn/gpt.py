@@ -8,6 +8,7 @@ transformers' ``GPT2LMHeadModel``. The three parts :attr:`GPT.embedding`, :attr:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +92,10 @@ class Head(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids ``[batch, length]`` to logits ``[batch, length, vocab]``; length is at most ``num_positions``."""
+    """Token ids ``[batch, length]`` to logits ``[batch, length, vocab]``; length is at most ``num_positions``.
+
+    ``dimensions`` are the sizes under the names of transformers' ``GPT2Config``.
+    """
 
     def __init__(
         self,
@@ -107,10 +111,21 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = Embedding(vocab_size, num_positions, model_dim, dropout)
-        self.blocks = nn.ModuleList(
-            Block(model_dim, num_heads, ff_dim, dropout, epsilon) for _ in range(num_layers)
-        )
-        self.head = Head(self.embedding.tokens.weight, epsilon)
+        self.blocks = nn.ModuleList(Block(model_dim, num_heads, ff_dim, dropout, epsilon) for _ in range(num_layers))
+        self.head = Head(self.embedding.tokens.weight, epsilon)  # type: ignore[arg-type]
+        self.dimensions: Mapping[str, int | float] = {
+            "vocab_size": vocab_size,
+            "n_positions": num_positions,
+            "n_embd": model_dim,
+            "n_layer": num_layers,
+            "n_head": num_heads,
+            "n_inner": ff_dim,
+            "embd_pdrop": dropout,
+            "attn_pdrop": dropout,
+            "resid_pdrop": dropout,
+            "layer_norm_epsilon": epsilon,
+            "initializer_range": INIT_STD,
+        }
         self._initialise()
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -22,14 +22,19 @@ class TransformerLanguageModel(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, model_dim)
         self.positions = nn.Embedding(num_positions, model_dim)
-        layer = nn.TransformerEncoderLayer(
-            model_dim, num_heads, ff_dim, dropout, activation="gelu", batch_first=True, norm_first=True
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                model_dim, num_heads, ff_dim, dropout, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(num_layers)
         )
-        self.encoder = nn.TransformerEncoder(layer, num_layers, nn.LayerNorm(model_dim), enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(model_dim)
         self.head = nn.Linear(model_dim, vocab_size)
 
     def forward(self, ids: Tensor) -> Tensor:
         length = ids.shape[1]
-        mask = nn.Transformer.generate_square_subsequent_mask(length, device=ids.device, dtype=self.head.weight.dtype)
         x = self.tokens(ids) + self.positions.weight[:length]
-        return self.head(self.encoder(x, mask=mask, is_causal=True))  # type: ignore[no-any-return]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=x.device, dtype=x.dtype)
+        for layer in self.layers:
+            x = layer(x, src_mask=mask, is_causal=True)
+        return self.head(self.norm(x))  # type: ignore[no-any-return]

@@ -1,0 +1,156 @@
+"""The command: check everything, then let Hydra start the job or jobs, then say what came of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolcluster.cli.words import rewrite
+from smolcluster.errors import ConfigError, Problem, SmolclusterError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from smolcluster.pipeline.job import Result
+
+ONLY_SHOW = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--version")
+"""With one of these Hydra only shows something: nothing is validated and nothing runs."""
+TAKES_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Messages go to standard error, one per problem."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(words)
+    except ConfigError as error:
+        count = len(error.problems)
+        heading = "1 problem" if count == 1 else f"{count} problems"
+        print(f"smolcluster: {heading} in the configuration", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  {problem}", file=sys.stderr)
+        return error.exit_code
+    except SmolclusterError as error:
+        print(f"smolcluster: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("smolcluster: interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(words: list[str]) -> int:
+    if any(word.split("=")[0] in ONLY_SHOW for word in words):
+        return _show(words)
+    flags, overrides = _split(words)
+    overrides = rewrite(overrides)
+    from smolcluster.spec.compose import validate_jobs
+
+    validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd")))
+    results: list[Result] = []
+    code = 0
+    try:
+        _hydra([*flags, *overrides], lambda config: _job(config, results))
+    except KeyboardInterrupt:
+        code = 130
+    return _conclude(results) or code
+
+
+def _show(words: Sequence[str]) -> int:
+    """Let Hydra show what it is asked for. What cannot be composed is explained as it is before a run."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    flags, overrides = _split(words)
+    overrides = rewrite(overrides)
+    try:
+        _hydra([*flags, *overrides], lambda config: None)
+    except (HydraException, OmegaConfBaseException) as error:
+        from smolcluster.spec.compose import validate_jobs
+
+        validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd")))
+        raise ConfigError([Problem(key=" ".join(words), value="", rule=str(error).splitlines()[0])]) from None
+    return 0
+
+
+def _job(config: DictConfig, results: list[Result]) -> float | None:
+    """One job, as Hydra starts it: from its configuration to its metric."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from smolcluster.pipeline.job import Place
+    from smolcluster.spec.compose import spec_of
+
+    hydra = HydraConfig.get()
+    spec = spec_of(config, {str(k): str(v) for k, v in hydra.runtime.choices.items()})
+    folder = Path(hydra.runtime.output_dir).absolute()
+    if (folder / "run_spec.json").exists():
+        rule = "holds a run already: two runs must not share a directory"
+        raise ConfigError([Problem(key="hydra.sweep.dir", value=folder, rule=rule)])
+    place = Place(folder=folder, overrides=list(hydra.overrides.task), number=int(hydra.job.num))
+    result: Result = spec.pipeline.run(spec, place)
+    results.append(result)
+    if result.outcome.status == "interrupted":
+        raise KeyboardInterrupt
+    if result.outcome.status == "failed":
+        print(f"smolcluster: {result.outcome.reason}", file=sys.stderr)
+    return result.metric
+
+
+def _conclude(results: Sequence[Result]) -> int:
+    """The table of a sweep, and the last line: where everything is."""
+    from smolcluster.tracking.tables import comparison_table, show
+
+    if not results:
+        return 0
+    if len(results) > 1:
+        rows = [{**result.summary, "run": result.number, "overrides": list(result.overrides)} for result in results]
+        show(sys.stdout, comparison_table(rows))
+    folder = results[0].folder if len(results) == 1 else results[0].folder.parent
+    shown = os.path.relpath(folder)
+    print(shown if not shown.startswith("..") else folder)
+    return max(result.outcome.exit_code for result in results)
+
+
+def _hydra(words: Sequence[str], task: Any) -> None:
+    """Hand over to Hydra. It would print tracebacks and exit by itself; asked for the full error it raises."""
+    import hydra
+
+    from smolcluster.spec.compose import CONFIG_NAME, conf_dir
+
+    saved, sys.argv = sys.argv, [sys.argv[0], *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)
+
+        def smolcluster(config: DictConfig) -> Any:
+            return task(config)
+
+        decorate(smolcluster)()
+    finally:
+        sys.argv = saved
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(flags with their values, overrides)."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    iterator = iter(words)
+    for word in iterator:
+        if word.startswith("-"):
+            flags.append(word)
+            if word in TAKES_VALUE:
+                flags.extend([value] if (value := next(iterator, None)) is not None else [])
+        else:
+            overrides.append(word)
+    return flags, overrides
+
+
+def _value_of(flags: Sequence[str], names: Sequence[str]) -> str | None:
+    for index, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if name in names:
+            return value if equals else (flags[index + 1] if index + 1 < len(flags) else None)
+    return None

@@ -1,0 +1,316 @@
+"""The controller: starts a run's nodes, listens to them, supervises, and brings everything to an end.
+
+It is the process that a person started. It never imports torch, holds no open port, and is the only writer of the
+run directory's records. Whatever happens, :meth:`Controller.run` returns with no node left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from smolcluster.cluster.session import Session, Sessions
+from smolcluster.cluster.supervision import (
+    Action,
+    EndRun,
+    KillNode,
+    PublishView,
+    Rules,
+    StartNode,
+    Supervisor,
+)
+from smolcluster.comms.security import Authority
+from smolcluster.errors import SmolclusterError
+from smolcluster.ports import Member
+
+if TYPE_CHECKING:
+    from smolcluster.spec.run import RunSpec
+
+TICK_S = 0.2
+PING_S = 5.0
+"""How often nodes hear that the controller is alive."""
+OUTPUT_S = 5.0
+"""How long the rest of a node's output is waited for after it has ended."""
+
+Status = Literal["done", "failed", "interrupted"]
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended, and why."""
+
+    status: Status
+    reason: str
+
+    @property
+    def exit_code(self) -> int:
+        return {"done": 0, "failed": 1, "interrupted": 130}[self.status]
+
+
+@dataclass
+class Handle:
+    """A node process that the controller has started. ``names`` are the nodes that live in it."""
+
+    names: tuple[str, ...]
+    session: Session
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the controller needs besides the spec."""
+
+    run: str
+    folder: Path
+    cache: Path
+    threads: int
+    resume: str | None = None
+    """Folder of the checkpoint to start from."""
+    purpose: str = "train"
+    """``train``, or ``evaluate``: the owner of the weights alone, with the checkpoint's."""
+
+
+def roster(spec: RunSpec, purpose: str = "train") -> list[Member]:
+    """The nodes of a run; the owner of the weights first."""
+    return _all_nodes(spec)[: 1 if purpose == "evaluate" else None]
+
+
+def _all_nodes(spec: RunSpec) -> list[Member]:
+    workers = [
+        Member(name=name, role="worker", rank=rank)
+        for rank, name in enumerate(spec.cluster.worker_names[: spec.algo.max_workers])
+    ]
+    if spec.algo.has_server:
+        return [Member(name=spec.cluster.server_name, role="server", rank=0), *workers]
+    return workers
+
+
+class Controller:
+    """Runs one run."""
+
+    def __init__(self, spec: RunSpec, job: Job, sessions: Sessions, on_event: OnEvent) -> None:
+        self.spec, self.job, self.sessions, self.on_event = spec, job, sessions, on_event
+        self.roster = roster(spec, job.purpose)
+        self.authority = Authority(job.run)
+        self.supervisor = Supervisor(
+            self.roster,
+            Rules(
+                survives_workers=spec.algo.survives_workers and spec.comms.separate_processes,
+                max_restarts=spec.cluster.max_restarts,
+                min_workers=getattr(spec.algo, "quorum", 1) if spec.algo.has_server else len(self.roster),
+                start_timeout_s=spec.cluster.start_timeout_s,
+            ),
+        )
+        self.handles: dict[str, Handle] = {}
+        self.outcome: Outcome | None = None
+        self._over = asyncio.Event()
+        self._interrupts = 0
+        self._view: dict[str, Any] | None = None
+        self._starting: set[asyncio.Task[None]] = set()
+        self._launched = False
+
+    async def run(self) -> Outcome:
+        """Start, supervise, end. Never raises for what a node does."""
+        loop = asyncio.get_running_loop()
+        ticker = self._spawn(self._tick(), "ticker")
+        try:
+            self.carry_out(self.supervisor.begin(loop.time()))
+            await self._over.wait()
+        finally:
+            ticker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await ticker
+            await self._end_all()
+        assert self.outcome is not None
+        return self.outcome
+
+    def interrupt(self) -> None:
+        """The person wants to stop: the first time politely, the second time at once."""
+        self._interrupts += 1
+        if self._interrupts > 1:
+            for handle in self.handles.values():
+                handle.session.kill()
+        self.end(EndRun(status="interrupted", reason="stopped by the user"))
+
+    def end(self, end: EndRun) -> None:
+        if self.outcome is None:
+            self.outcome = Outcome(status=end.status, reason=end.reason)
+            self.supervisor.ended = end
+            self._over.set()
+
+    # --- carrying out ------------------------------------------------------------------------------------
+
+    def carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case StartNode(name=name, joined=joined):
+                    self._start(name, joined)
+                case PublishView(view=view, addresses=addresses, reason=reason):
+                    members = [dataclasses.asdict(member) for member in view.members]
+                    self._view = {
+                        "op": "view",
+                        "generation": view.generation,
+                        "members": members,
+                        "addresses": addresses,
+                        "reason": reason,
+                    }
+                    self._broadcast(self._view)
+                    self.journal("view", generation=view.generation, members=len(members), reason=reason)
+                case KillNode(name=name, reason=reason):
+                    self.journal("killed", peer=name, reason=reason)
+                    if name in self.handles:
+                        self.handles[name].session.kill()
+                case EndRun():
+                    self.end(action)
+
+    def _start(self, name: str, joined: int) -> None:
+        """Start the process of node ``name``; with comms=memory one process holds them all."""
+        names = (name,) if self.spec.comms.separate_processes else tuple(m.name for m in self.roster)
+        if len(names) > 1 and self._launched:
+            return
+        self._launched = True
+        task = self._spawn(self._start_process(names, joined), f"starting {name}")
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task whose failure is the run's failure: what it should have noticed would otherwise go unnoticed."""
+
+        def look(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.end(EndRun(status="failed", reason=f"controller: {name}: {type(error).__name__}: {error}"))
+
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(look)
+        return task
+
+    async def _start_process(self, names: tuple[str, ...], joined: int) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            session = await self.sessions.start(names[0])
+        except (SmolclusterError, OSError) as error:
+            self.carry_out(self.supervisor.failed(names[0], f"could not be started: {error}"))
+            self.carry_out(self.supervisor.exited(names[0], 1, loop.time()))
+            return
+        handle = Handle(names, session)
+        self.handles.update(dict.fromkeys(names, handle))
+        session.send(self._start_command(names, joined))
+        handle.tasks = [
+            self._spawn(self._listen(handle), f"events of {names[0]}"),
+            self._spawn(self._hear_errors(handle), f"errors of {names[0]}"),
+        ]
+        handle.tasks.append(self._spawn(self._await_exit(handle), f"end of {names[0]}"))
+        if self._view is not None:
+            session.send(self._view)
+
+    def _start_command(self, names: tuple[str, ...], joined: int) -> dict[str, Any]:
+        by_name = {member.name: dataclasses.replace(member, joined=joined) for member in self.roster}
+        return {
+            "op": "start",
+            "run": self.job.run,
+            "spec": self.spec.plain(),
+            "members": [dataclasses.asdict(by_name[name]) for name in names],
+            "credentials": [dataclasses.asdict(self.authority.issue(name, joined)) for name in names],
+            "roster": [dataclasses.asdict(member) for member in self.roster],
+            "hosts": {member.name: self.spec.cluster.node(member.name).host for member in self.roster},
+            "folder": str(self.job.folder),
+            "cache": str(self.job.cache),
+            "threads": self.job.threads,
+            "resume": self.job.resume,
+            "purpose": self.job.purpose,
+        }
+
+    def _broadcast(self, command: Mapping[str, Any]) -> None:
+        for handle in {id(handle): handle for handle in self.handles.values()}.values():
+            handle.session.send(command)
+
+    # --- listening ---------------------------------------------------------------------------------------
+
+    async def _listen(self, handle: Handle) -> None:
+        async for event in handle.session.events():
+            name = event.pop("of", handle.names[0])
+            if name in handle.names:  # a node speaks for itself only
+                self._take(name, event)
+
+    def _take(self, name: str, event: dict[str, Any]) -> None:
+        member = self.supervisor.nodes[name].member
+        now = asyncio.get_running_loop().time()
+        stamped = {**event, "node": name, "role": member.role, "rank": member.rank, "t": time.time()}
+        self.on_event(stamped)
+        match event["event"]:
+            case "listening":
+                self.carry_out(self.supervisor.listening(name, event["address"]))
+            case "finished":
+                self.carry_out(self.supervisor.finished(name, now))
+            case "failed" | "stopped":
+                self.carry_out(self.supervisor.failed(name, str(event.get("reason"))))
+            case "silent":
+                self.carry_out(self.supervisor.silent(name, str(event.get("peer")), str(event.get("reason"))))
+
+    async def _hear_errors(self, handle: Handle) -> None:
+        member = self.supervisor.nodes[handle.names[0]].member
+        async for line in handle.session.errors():
+            event = {"event": "log", "level": "WARNING", "logger": "stderr", "message": line, "step": None}
+            self.on_event({**event, "node": member.name, "role": member.role, "rank": member.rank, "t": time.time()})
+
+    async def _await_exit(self, handle: Handle) -> None:
+        """After the end of a process: first all it has said, then what follows from its end."""
+        code = await handle.session.wait()
+        await asyncio.wait(handle.tasks[:2], timeout=OUTPUT_S)
+        handle.session.close()
+        now = asyncio.get_running_loop().time()
+        for name in handle.names:
+            if self.handles.get(name) is handle:
+                del self.handles[name]
+            state = self.supervisor.nodes[name]
+            lost = not (state.phase.value == "finished" and code == 0)
+            if lost and self.outcome is None:
+                self._take(name, {"event": "state", "state": "lost", "detail": state.failure or f"exit code {code}"})
+            self.carry_out(self.supervisor.exited(name, code, now))
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_ping = loop.time()
+        while True:
+            now = loop.time()
+            self.carry_out(self.supervisor.tick(now))
+            if now >= next_ping:
+                self._broadcast({"op": "ping"})
+                next_ping = now + PING_S
+            await asyncio.sleep(TICK_S)
+
+    def journal(self, kind: str, **fields: Any) -> None:
+        """A line of events.jsonl in the controller's own name."""
+        event = {"event": "journal", "kind": kind, "step": None, **fields}
+        self.on_event({**event, "node": "controller", "role": "controller", "rank": 0, "t": time.time()})
+
+    # --- ending ------------------------------------------------------------------------------------------
+
+    async def _end_all(self) -> None:
+        """Stop whoever is left: the owner of the weights first, so that it can save; then the others; then kill."""
+        reason = self.outcome.reason if self.outcome else "the controller failed"
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        limit = self.spec.cluster.stop_timeout_s
+        owner = self.handles.get(self.roster[0].name)
+        if owner is not None and len(owner.names) < len(self.roster):
+            owner.session.send({"op": "stop", "reason": reason})
+            await self._ended([owner], limit)
+        self._broadcast({"op": "stop", "reason": reason})
+        left = list(self.handles.values())
+        await self._ended(left, 1.0 if owner is not None else limit)
+        for handle in self.handles.values():
+            handle.session.kill()
+        await self._ended(list(self.handles.values()), None)
+        await self.sessions.close()
+
+    async def _ended(self, handles: list[Handle], within: float | None) -> None:
+        tasks = [handle.tasks[-1] for handle in handles if handle.tasks]
+        if tasks:
+            await asyncio.wait(tasks, timeout=within)

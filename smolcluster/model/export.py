@@ -1,0 +1,62 @@
+"""What a trained model becomes outside: a folder that transformers loads, or a program that torch loads."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from smolcluster.data.dataset import Dataset
+from smolcluster.model import gpt2_layout
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from smolcluster.model.nn.gpt import GPT
+
+PROGRAM = "model.pt2"
+WEIGHTS = "model.safetensors"
+
+
+def as_gpt2(module: nn.Module, folder: Path, dataset: Dataset) -> None:
+    """Write what ``transformers.AutoModelForCausalLM.from_pretrained(folder)`` loads, and the tokenizer's files."""
+    model = cast("GPT", module)
+    _save_weights(gpt2_layout.exported(model.state_dict()), folder)
+    end = None if dataset.tokenizer is None else dataset.tokenizer.eos_id
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+        **model.dimensions,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if dataset.tokenizer is not None:
+        dataset.tokenizer.save(folder)
+
+
+def as_program(module: nn.Module, folder: Path, dataset: Dataset) -> None:
+    """Write :data:`PROGRAM`, which ``torch.export.load`` runs with any batch size, and the weights beside it."""
+    import torch
+
+    model = copy.deepcopy(module).cpu().float().eval()
+    example = torch.from_numpy(dataset.train.batch([0, 0]).inputs)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, folder / PROGRAM)
+    _save_weights(dict(model.state_dict()), folder)
+    if dataset.tokenizer is not None:
+        dataset.tokenizer.save(folder)
+
+
+def _save_weights(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Every tensor once: of names that share one, the first in alphabetical order."""
+    from safetensors.torch import save_file
+
+    by_place = {(tensors[name].data_ptr(), tensors[name].shape): name for name in sorted(tensors, reverse=True)}
+    kept = {name: tensors[name].contiguous() for name in sorted(by_place.values())}
+    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})

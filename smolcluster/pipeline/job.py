@@ -1,0 +1,203 @@
+"""One run from its spec to its result: directory, tracking, controller, and what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import smolcluster
+from smolcluster.cluster.controller import Controller, Job, Outcome, roster
+from smolcluster.cluster.session import local_sessions
+from smolcluster.errors import ConfigError, Problem
+from smolcluster.tracking.console import Console, console_for
+from smolcluster.tracking.hub import Tracking
+from smolcluster.tracking.tracker import NodeInfo, RunInfo
+
+if TYPE_CHECKING:
+    from smolcluster.spec.run import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run leaves its records, and how it was asked for."""
+
+    folder: Path
+    overrides: Sequence[str] = ()
+    number: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run hands back. ``metric`` is what a sweeper minimises: the final validation loss."""
+
+    outcome: Outcome
+    folder: Path
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    number: int = 0
+
+    @property
+    def metric(self) -> float | None:
+        value = (self.summary.get("final") or {}).get("loss")
+        return float(value) if isinstance(value, (int, float)) else None
+
+
+def conduct(spec: RunSpec, place: Place, *, purpose: str = "train", console: Console | None = None) -> Result:
+    """Run ``spec`` on its nodes and wait for the end. Ctrl-C stops it politely, a second one at once."""
+    _refuse_what_is_not_built(spec)
+    members = roster(spec, purpose)
+    threads = spec.cluster.threads_per_node or max(1, (os.cpu_count() or 1) // processes(spec, purpose))
+    job = Job(
+        run=f"{place.folder.name}-{secrets.token_hex(4)}",
+        folder=place.folder,
+        cache=cache_folder(),
+        threads=threads,
+        resume=checkpoint_of(spec.resume) if spec.resume else None,
+        purpose=purpose,
+    )
+    nodes = [
+        NodeInfo(
+            name=member.name,
+            role=member.role,
+            rank=member.rank,
+            host=os.uname().nodename if spec.cluster.nodes is None else member.name,
+            device=spec.cluster.node(member.name).device,
+        )
+        for member in members
+    ]
+    run = RunInfo.of(spec, path=place.folder, run_id=job.run, nodes=nodes)
+    tracking = Tracking.of(spec, run, console or console_for(sys.stdout), plot=purpose == "train")
+    record = Record(spec, place, job)
+    tracking.start(record.plain())
+    facts: dict[str, Any] = {}
+
+    def on_event(event: dict[str, Any]) -> None:
+        tracking.on_event(event)
+        if event["event"] == "result":
+            facts["digest"] = event["digest"]
+        elif event["event"] == "ready":
+            record.nodes[event["node"]] = event.get("hardware")
+            tracking.rewrite(record.plain())
+
+    outcome = Outcome(status="failed", reason="the controller failed")
+    try:
+        outcome = asyncio.run(_control(spec, job, on_event))
+    finally:
+        summary = tracking.finish(outcome.status, reason_with_checkpoint(outcome, place), digest=facts.get("digest"))
+    return Result(
+        outcome=replace(outcome, reason=summary["reason"]),
+        folder=place.folder,
+        summary=summary,
+        overrides=place.overrides,
+        number=place.number,
+    )
+
+
+async def _control(spec: RunSpec, job: Job, on_event: Any) -> Outcome:
+    controller = Controller(spec, job, local_sessions(job.threads), on_event)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, controller.interrupt)
+    try:
+        return await controller.run()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def processes(spec: RunSpec, purpose: str = "train") -> int:
+    """Node processes on this machine that compute at the same time; they share its cores.
+
+    A pure server computes while the workers wait for it, so it does not count.
+    """
+    if not spec.comms.separate_processes or not spec.cluster.is_local:
+        return 1
+    computing = [m for m in roster(spec, purpose) if m.role == "worker" or getattr(spec.algo, "server_trains", False)]
+    return max(1, len(computing))
+
+
+def cache_folder() -> Path:
+    """Where prepared data is kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "smolcluster"
+
+
+def checkpoint_of(resume: str) -> str:
+    """The checkpoint folder that ``resume=`` means: a run's latest, or the step's folder that it names."""
+    path = Path(resume).expanduser().absolute()
+    found = path / "checkpoints" / "latest" if (path / "checkpoints").is_dir() else path
+    if found.is_file():  # a pointer on a file system without links
+        found = found.parent / found.read_text().strip()
+    if not (found / "state.json").is_file():
+        rule = "must be the directory of a run that has saved a checkpoint, or one of its checkpoints/step-<n>"
+        raise ConfigError([Problem(key="resume", value=resume, rule=rule)])
+    return str(found.resolve())
+
+
+def reason_with_checkpoint(outcome: Outcome, place: Place) -> str:
+    """Why a run ended; where it can go on, with the words that make it."""
+    if outcome.status == "done":
+        return outcome.reason
+    latest = place.folder / "checkpoints" / "latest"
+    if latest.exists():
+        return f"{outcome.reason}; {latest.resolve().name} is saved: go on with resume={place.folder}"
+    return f"{outcome.reason}; no checkpoint was saved yet"
+
+
+def _refuse_what_is_not_built(spec: RunSpec) -> None:
+    """This version starts nodes on this machine only, and says so before it starts any."""
+    if not spec.cluster.is_local:
+        far = [name for name, node in spec.cluster.nodes.items() if node.ssh is not None]
+        rule = f"names other machines ({', '.join(far)}); this version starts nodes on this machine only"
+        raise ConfigError(
+            [Problem(key="cluster", value=spec.choices.get("cluster"), rule=rule, nearest="cluster=local")]
+        )
+
+
+class Record:
+    """``run_spec.json``: what was asked for, by whom it was run, and on what."""
+
+    def __init__(self, spec: RunSpec, place: Place, job: Job) -> None:
+        self.spec, self.place, self.job = spec, place, job
+        self.nodes: dict[str, Any] = {}
+        self._revision = git_revision()
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "run_id": self.job.run,
+            "version": smolcluster.__version__,
+            "git": self._revision,
+            "digest": self.spec.digest(),
+            "overrides": list(self.place.overrides),
+            "resumed_from": self.job.resume,
+            "purpose": self.job.purpose,
+            "seed": self.spec.seed,
+            "threads_per_node": self.job.threads,
+            "batch_size": self.spec.batch_size,
+            "global_batch": self.spec.global_batch,
+            "epochs": self.spec.epochs,
+            "nodes": self.nodes,
+            "spec": self.spec.plain(),
+        }
+
+
+def git_revision() -> str | None:
+    """The commit of the checkout that this code is run from; None outside of one."""
+    root = Path(smolcluster.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,178 @@
+"""Hydra, kept to one place: where conf/ is, what a command line composes to, and what is wrong with it.
+
+Hydra stops at the first mistake; a person wants to see all of them. So the words of a command line are looked at
+one by one first: a group's option must exist, a key must be in the composed configuration. What is wrong is
+collected, left out, and the rest is composed and checked, so that one message names everything.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import compose
+from hydra import version as hydra_version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import smolcluster
+from smolcluster.errors import ConfigError, Problem
+from smolcluster.spec.run import RunSpec
+from smolcluster.spec.schema import closest
+from smolcluster.spec.validate import validated
+
+CONFIG_NAME = "config"
+
+
+class Composed(NamedTuple):
+    """A configuration as plain data, and what was wrong with the words that made it."""
+
+    config: dict[str, Any]
+    problems: list[Problem]
+
+
+def conf_dir() -> Path:
+    """conf/ as it is installed, or as it lies in a checkout."""
+    package = Path(smolcluster.__file__).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def validate_jobs(words: Sequence[str], config_dir: str | None) -> list[RunSpec]:
+    """The spec of every job that these overrides ask for; ConfigError with all that is wrong in any of them."""
+    problems: list[Problem] = []
+    specs = []
+    with _hydra(config_dir):
+        parsed = [_parse(word, problems) for word in words]
+        for job in _jobs([override for override in parsed if override is not None]):
+            composed = _compose(job)
+            try:
+                specs.append(validated(composed.config, composed.problems))
+            except ConfigError as error:
+                problems.extend(problem for problem in error.problems if problem not in problems)
+    if problems:
+        raise ConfigError(problems)
+    return specs
+
+
+def spec_of(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
+    """The spec of a job's configuration as Hydra has composed it."""
+    return validated(_plain(config, choices))
+
+
+@contextmanager
+def _hydra(config_dir: str | None) -> Iterator[None]:
+    """Hydra's composer over conf/ and a folder of the user's (``--config-dir``), as hydra.main sets it up."""
+    search_path = create_config_search_path(str(conf_dir()))
+    if config_dir is not None:
+        path = Path(config_dir).expanduser().absolute()
+        if not path.is_dir():
+            raise ConfigError([Problem(key="--config-dir", value=config_dir, rule="must be a folder")])
+        search_path.prepend("command-line", f"file://{path}", anchor="schema")
+    GlobalHydra.instance().clear()
+    hydra_version.setbase("1.3")
+    Hydra.create_main_hydra2(task_name="smolcluster", config_search_path=search_path)
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _parse(word: str, problems: list[Problem]) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        first = str(error).splitlines()[0] if str(error) else "cannot be read"
+        rule = f"is not an override: {first}"
+        problems.append(Problem(key=word.partition("=")[0] or word, value=word, rule=rule, nearest="key=value"))
+        return None
+
+
+def _jobs(overrides: Sequence[Override]) -> Iterator[list[Override]]:
+    """The overrides of each job: the product of what is swept, as Hydra's basic sweeper makes it.
+
+    What another sweeper would choose (an interval, a tag) cannot be known here; it is left out.
+    """
+    choices: list[list[Override]] = []
+    for override in overrides:
+        if not override.is_sweep_override():
+            choices.append([override])
+        elif override.is_discrete_sweep():
+            key = override.get_key_element()
+            values = override.sweep_string_iterator()
+            parsed = (OverridesParser.create().parse_override(f"{key}={value}") for value in values)
+            choices.append(list(parsed))
+    yield from map(list, itertools.product(*choices))
+
+
+def _compose(overrides: Sequence[Override]) -> Composed:
+    """Compose what can be composed; everything else becomes a problem."""
+    problems: list[Problem] = []
+    loader = GlobalHydra.instance().config_loader()
+    groups: list[str] = []
+    keys: list[Override] = []
+    for override in overrides:
+        name = override.key_or_group
+        options = loader.get_group_options(name, ObjectType.CONFIG)
+        if name == "hydra" or name.startswith(("hydra.", "hydra/")):
+            continue
+        if not options:
+            keys.append(override)
+        elif override.value() in options:
+            groups.append(str(override.input_line))
+        else:
+            rule = f"must be one of {', '.join(options)} (conf/{name}/)"
+            nearest = closest(str(override.value()), options)
+            problems.append(Problem(key=name, value=override.value(), rule=rule, nearest=nearest))
+    base = compose(config_name=CONFIG_NAME, overrides=groups, return_hydra_config=True)
+    known = [override for override in keys if _is_known(base, override, problems)]
+    lines = groups + [str(override.input_line) for override in known]
+    try:
+        config = compose(config_name=CONFIG_NAME, overrides=lines, return_hydra_config=True)
+        return Composed(_plain(config, dict(config.hydra.runtime.choices)), problems)
+    except (HydraException, OmegaConfBaseException) as error:
+        first = str(error).splitlines()[0]
+        problems.append(Problem(key=" ".join(lines), value="", rule=f"cannot be composed: {first}"))
+        return Composed(_plain(base, dict(base.hydra.runtime.choices)), problems)
+
+
+def _is_known(config: DictConfig, override: Override, problems: list[Problem]) -> bool:
+    """Whether the key is there to be overridden; says what comes close where it is not."""
+    if override.is_add() or override.is_force_add():
+        return True
+    node: Any = config
+    parts = override.key_or_group.replace("/", ".").split(".")
+    for depth, part in enumerate(parts):
+        inside = [str(key) for key in node] if isinstance(node, DictConfig) else []
+        inside = [key for key in inside if not (depth == 0 and key == "hydra")]
+        if part not in inside:
+            shown = [key for key in inside if not key.startswith("_")]
+            rule = f"unknown key (known: {', '.join(shown)})" if shown else "unknown key (this value has no keys)"
+            found = closest(part, shown)
+            nearest = ".".join([*parts[:depth], found]) if found else ""
+            value = override.get_value_element_as_str() if not override.is_delete() else None
+            problems.append(Problem(key=override.key_or_group, value=value, rule=rule, nearest=nearest))
+            return False
+        node = node._get_node(part)
+        if not isinstance(node, DictConfig):
+            node = None
+    return True
+
+
+def _plain(config: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """As plain data with interpolations resolved, without Hydra's own part."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    plain = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(plain, dict)
+    named = {str(group): str(option) for group, option in choices.items() if not str(group).startswith("hydra/")}
+    return {**{str(key): value for key, value in plain.items()}, "choices": named}
