@@ -115,7 +115,6 @@ class Buffered(NamedTuple):
     """A gradient that waits for its optimizer step."""
 
     push: Push
-    gradient: Tensor
     lease: Lease
 
 
@@ -150,14 +149,12 @@ class Server:
         heard = clock.now()
         while not self.finished():
             until = heard + (self.algo.flush_s if self.buffer else self.algo.max_wait_s)
-            event = await peers.next(until, self.waiting_for())
+            came = await self.take(await peers.next(until, self.waiting_for()))
             now = clock.now()
-            if event is not None:
-                heard = now
-                await self.take(event)
+            heard = now if came else heard
             if len(self.buffer) >= self.algo.gradient_accumulation_size or (self.buffer and self.idle(now, until)):
                 await self.apply()
-            elif event is None and now >= until:
+            elif not came and now >= until:
                 raise RunFailed(
                     f"server: version {learner.version}: no push for {self.algo.max_wait_s:g} s; {self.waiting_for()}"
                 )
@@ -185,7 +182,8 @@ class Server:
 
     # --- what comes in -----------------------------------------------------------------------------------
 
-    async def take(self, event: Received | ViewChanged) -> None:
+    async def take(self, event: Received | ViewChanged | None) -> bool:
+        """Do what an event asks for; whether there was one."""
         match event:
             case Received(sender, Push() as push):
                 await self.admit(sender, push)
@@ -200,6 +198,7 @@ class Server:
                     self.journal.event("member", step=self.learner.version, peer=name, reason=reason)
             case Received(sender, message):
                 self.refuse(sender.name, "unexpected", f"{type(message).__name__} is not for a server")
+        return event is not None
 
     async def admit(self, sender: Member, push: Push) -> None:
         """Accept, or refuse and count: pushes = accepted + stale + future + duplicate + not finite + malformed."""
@@ -230,7 +229,7 @@ class Server:
         self.counts[f"accepted/{sender.name}"] += 1
         if self.algo.gradient_accumulation_size > 1 and not self.algo.use_quantization:
             gradient = gradient.clone()  # it may wait long, and the buffer that it came in is wanted for the next
-        self.buffer.append(Buffered(push, gradient, lease))
+        self.buffer.append(Buffered(replace(push, gradient=gradient), lease))
 
     def decode(self, push: Push) -> Tensor:
         if not self.algo.use_quantization:
@@ -295,7 +294,7 @@ class Server:
         staleness = [version - b.push.version for b in batch]
         items = [b.push.num_items for b in batch]
         weights = [n * self.phi(s) for n, s in zip(items, staleness, strict=True)]
-        gradient = self.aggregate([b.gradient for b in batch], weights)
+        gradient = self.aggregate([b.push.gradient for b in batch], weights)
         statistics = [b.push.buffers for b in batch if b.push.buffers is not None]
         buffers = self.aggregate(statistics, items) if len(statistics) == len(batch) else None
         applied = await self.learner.apply(gradient, buffers=buffers, lr_scale=sum(weights) / sum(items))

@@ -11,7 +11,8 @@ the server keeps a copy of it where it differs from theta, for members that come
 
 Failure. Nobody changes weights before the server's optimizer step, which is the commit. A worker that *dies*
 before its span has arrived has it done again by the others, in the same step, at the same weights. A
-*straggler* (``timeout`` after the first arrival) has its span dropped: consumed and counted. A gradient that is
+*straggler* (``timeout`` after the first arrival) has its span dropped: consumed and counted; it is given nothing
+new until it has answered, and then takes over the weights that the others hold. A gradient that is
 not finite, or does not match what was asked for, is refused and counted. A worker that joins, or comes back, is
 fed the weights and has a share from then on. Without the server the run ends; its checkpoint goes on.
 """
@@ -155,6 +156,7 @@ class Server:
         self.mirror = self._mirror_from(state)
         self.ready: dict[str, Member] = {}
         self.outdated: set[str] = set()
+        self.behind: set[str] = set()
         self.rates: dict[str, float] = {}
         self.counts: Counter[str] = Counter(state.plain.get("counts") if state else None)
         self.empty_steps = 0
@@ -191,15 +193,16 @@ class Server:
     async def begin(self, span: Span) -> Round:
         """Give every worker its share of ``span``, and the weights where they are due."""
         round_ = Round(self.step, self.clock.now(), orphans=[span])
-        due = set(self.ready) if self.step % self.algo.worker_update_interval == 0 else set()
+        due = set(self.ready) - self.behind if self.step % self.algo.worker_update_interval == 0 else set()
         if due:
             await self.blend_mirror()
         await self.hand_out(round_, self.trainers(), due)
         return round_
 
     def trainers(self) -> list[str]:
-        """Who computes, in rank order; the server first where it trains too."""
-        workers = [member.name for member in sorted(self.ready.values(), key=lambda member: member.rank)]
+        """Who computes, in rank order; the server first where it trains too. Who owes an answer does not."""
+        by_rank = sorted(self.ready.values(), key=lambda member: member.rank)
+        workers = [member.name for member in by_rank if member.name not in self.behind]
         return [self.peers.me.name, *workers] if self.algo.server_trains else workers
 
     async def hand_out(self, round_: Round, names: Sequence[str], due: set[str]) -> None:
@@ -259,6 +262,7 @@ class Server:
             await self.next_event(verdict.until, round_, f"step {round_.step} of {who}")
         for span, name in round_.owed.items():
             self.counts[f"dropped/{name}"] += 1
+            self.behind.add(name)
             self.journal.event("dropped", step=round_.step, peer=name, samples=span.size, reason=verdict.reason)
 
     async def apply(self, round_: Round, span: Span) -> Step | None:
@@ -307,6 +311,8 @@ class Server:
         match await self.peers.next(until, waiting_for):
             case Received(sender, Update() as update):
                 self.take(round_, sender, update)
+                if round_ is not None and round_.orphans:
+                    await self.hand_out(round_, self.trainers(), set())
             case Received(sender, Join() as join):
                 await self.welcome(round_, sender, join)
             case ViewChanged(_, lost, joined, reason):
@@ -326,6 +332,9 @@ class Server:
         if round_ is None or update.step < round_.step:
             self.counts[f"late/{sender.name}"] += 1
             self.journal.event("late", step=update.step, peer=sender.name, samples=update.num_samples)
+            if sender.name in self.behind:
+                self.behind.discard(sender.name)
+                self.outdated.add(sender.name)
             return
         spans = unflatten(update.spans)
         size = sum(span.size for span in spans)
@@ -371,6 +380,7 @@ class Server:
         """A worker is gone: what it owes is done again by others."""
         self.ready.pop(name, None)
         self.outdated.discard(name)
+        self.behind.discard(name)
         self.rates.pop(name, None)
         mine = [span for span, owner in round_.owed.items() if owner == name] if round_ else []
         for span in mine:
@@ -477,6 +487,8 @@ class Worker:
                     buffers=gradient.buffers,
                 )
                 sent = peers.send(server, update)
+            works.clear()  # the buffers that they came in are wanted for what comes next
+            del work
 
     async def newest(self, peers: Peers, clock: Clock, server: str) -> list[Work]:
         """Work that has come, oldest first; empty when there is no more. A straggler finds several steps here:

@@ -73,7 +73,7 @@ def hold_out(documents: Sequence[str], share: float) -> Texts:
     """``share`` of the characters for validation: whole documents, drawn in an order that never changes.
 
     Where whole documents cannot come near that (few, or very unequal), it is the end of every document instead,
-    cut at a line break.
+    cut at a line break where one is near.
     """
     wanted = share * sum(map(len, documents))
     held: set[int] = set()
@@ -92,7 +92,8 @@ def _tails(documents: Sequence[str], share: float) -> Texts:
     train, validation = [], []
     for document in documents:
         cut = round(len(document) * (1 - share))
-        cut = document.rfind("\n", 0, cut) + 1 or cut
+        farthest = max(0, round(len(document) * (1 - 2 * share)))
+        cut = document.rfind("\n", farthest, cut) + 1 or cut
         train.append(document[:cut])
         validation.append(document[cut:])
     return Texts(train, validation)

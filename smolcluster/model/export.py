@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -46,7 +47,10 @@ def as_program(module: nn.Module, folder: Path, dataset: Dataset) -> None:
     model = copy.deepcopy(module).cpu().float().eval()
     example = torch.from_numpy(dataset.train.batch([0, 0]).inputs)
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    with warnings.catch_warnings():
+        # An LSTM keeps its parameters in a second list as well, which tracing fills anew and puts back.
+        warnings.filterwarnings("ignore", message=r".*_flat_weights.* assigned during export")
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
     torch.export.save(program, folder / PROGRAM)
     _save_weights(dict(model.state_dict()), folder)
     if dataset.tokenizer is not None:

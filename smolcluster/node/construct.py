@@ -62,6 +62,8 @@ def prepare_torch(spec: RunSpec, threads: int) -> None:
     """Process-wide settings: threads, determinism, and warnings that a user cannot act on."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
+    if spec.train.precision == "64":  # Fabric converts a model's output to the default type
+        torch.set_default_dtype(torch.float64)
     if spec.train.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -11,7 +11,9 @@ from smolcluster.tracking.news import News, news_of
 from smolcluster.tracking.tracker import Event, NodeInfo, RunInfo
 
 MAX_NEWS = 50
+"""Lines of news that are kept: more than any screen shows."""
 LOOK_BACK = 4
+"""What repeats one of so many latest lines is counted there."""
 MAX_POINTS = 512
 """The loss curve is thinned to half when it has so many points."""
 OVER = frozenset({"finished", "failed", "lost"})
@@ -97,11 +99,13 @@ class Board:
         self.news: deque[Headline] = deque(maxlen=MAX_NEWS)
         self._pace: deque[tuple[float, int]] = deque(maxlen=PACE_WINDOW)
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: Event) -> News | None:
+        """Take ``event`` in; what there is to tell of it, if anything."""
         take = {
             "metrics": self._on_metrics,
             "node": self._on_node,
             "state": self._on_state,
+            "ready": self._on_ready,
             "link": self._on_link,
             "evaluation": self._on_evaluation,
         }.get(text(event.get("event")))
@@ -110,9 +114,10 @@ class Board:
         now = finite(event.get("t")) or self.started
         if text(event.get("node")) in self.nodes:
             self.nodes[text(event.get("node"))].heard = now
-        news = news_of(event)
+        news = None if self._is_farewell(event) else news_of(event)
         if news is not None:
             self._add(now, news)
+        return news
 
     def note(self, at: float, words: str) -> None:
         """Something that this process has to say."""
@@ -157,14 +162,16 @@ class Board:
     def _on_state(self, event: Event) -> None:
         view = self._view(event)
         view.state = text(event.get("state"))
-        view.host = text(event.get("host")) or view.host
-        view.device = text(event.get("device")) or view.device
         if view.state == "starting":
             self.traffic.restart(view.info.name)
             view.links.clear()
         if view.state in OVER:
             view.samples_per_s = view.wait_share = None
             view.reports.clear()
+
+    def _on_ready(self, event: Event) -> None:
+        view = self._view(event)
+        view.device = text(table(event.get("hardware")).get("device")) or view.device
 
     def _on_link(self, event: Event) -> None:
         """A link has two ends, of which one alone may tell."""
@@ -178,6 +185,11 @@ class Board:
         loss, best = finite(event.get("loss")), finite(self.best.get("loss"))
         if loss is not None and (best is None or loss < best):
             self.best = event
+
+    def _is_farewell(self, event: Event) -> bool:
+        """A link to a node that is through ends as it should."""
+        ends = (self.nodes.get(text(event.get(key))) for key in ("node", "peer"))
+        return event.get("event") == "link" and any(end is not None and end.state in OVER for end in ends)
 
     def _view(self, event: Event) -> NodeView:
         name = text(event.get("node"))

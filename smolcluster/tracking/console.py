@@ -11,7 +11,7 @@ from typing import Any, Protocol, TextIO
 from smolcluster.tracking import wording
 from smolcluster.tracking.board import Board, NodeView
 from smolcluster.tracking.fields import finite, number, text
-from smolcluster.tracking.news import INFO, News, news_of
+from smolcluster.tracking.news import News
 from smolcluster.tracking.tracker import Event, RunInfo
 from smolcluster.tracking.wording import clean
 
@@ -20,7 +20,8 @@ STEP_INTERVAL_S = 1.0
 NODES_INTERVAL_S = 10.0
 """And of the nodes' speeds at most that often."""
 MAX_NEWS_PER_SECOND = 20
-"""More lines of news than that are counted: events.jsonl has them all."""
+"""More lines than that of the kinds that come in floods are counted: events.jsonl has them all."""
+PAUSES = frozenset({"evaluating", "saving"})
 
 
 class Console(Protocol):
@@ -59,6 +60,7 @@ class PlainConsole:
         self._step_at = self._nodes_at = float("-inf")
         self._told_step = 0
         self._flood = Flood()
+        self._told_states: set[tuple[str, str]] = set()
 
     def start(self, run: RunInfo) -> None:
         now = self._nodes_at = self._clock()
@@ -70,15 +72,17 @@ class PlainConsole:
         board = self._board
         if board is None:
             return
-        board.on_event(event)
-        now, kind = finite(event.get("t")) or self._clock(), event.get("event")
-        if kind == "metrics" and now - self._step_at >= STEP_INTERVAL_S:
+        news, kind = board.on_event(event), event.get("event")
+        now = finite(event.get("t")) or self._clock()
+        if kind == "metrics" and (now - self._step_at >= STEP_INTERVAL_S or board.step == board.num_steps):
             self._tell_step(board, now)
         elif kind == "node" and now - self._nodes_at >= NODES_INTERVAL_S:
             self._nodes_at = now
             self._print(" | ".join(node_words(view) for view in board.nodes.values()), now)
-        else:
-            self._tell_news(event, now)
+        elif news is not None:
+            self._tell(news, now)
+        elif kind == "state":
+            self._tell_state(text(event.get("node")), text(event.get("state")), text(event.get("detail")), now)
 
     def note(self, words: str) -> None:
         self._print(words, self._clock())
@@ -99,16 +103,23 @@ class PlainConsole:
         self._step_at, self._told_step = now, board.step
         self._print("  ".join(step_words(board, now)), now)
 
-    def _tell_news(self, event: Event, now: float) -> None:
-        news = news_of(event)
-        if news is None and event.get("event") == "state":
-            news = News(clean(f"{event.get('node')} {event.get('state')} {text(event.get('detail'))}"), INFO, "")
-        if news is None or not self._flood.admits(now):
+    def _tell(self, news: News, now: float) -> None:
+        """Say it, unless it is of the kind that comes in floods and does."""
+        if news.topic and not self._flood.admits(now):
             return
         missed = self._flood.missed()
         if missed:
             self._print(f"({missed} more events: see events.jsonl)", now)
         self._print(news.words, now)
+
+    def _tell_state(self, node: str, state: str, detail: str, now: float) -> None:
+        """The states of a node's life, each once: pauses for evaluation and checkpoints have lines of their own."""
+        if state == "starting":
+            self._told_states = {(name, told) for name, told in self._told_states if name != node}
+        if state in PAUSES or (node, state) in self._told_states:
+            return
+        self._told_states.add((node, state))
+        self._print(f"{node} {state}" + (f": {detail}" if detail else ""), now)
 
     def _print(self, words: str, now: float) -> None:
         started = self._board.started if self._board is not None else now

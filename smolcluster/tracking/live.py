@@ -47,7 +47,7 @@ TROUBLE = ("failed", "lost", "starting", "connecting")
 SILENT_S = 5.0
 """A node that reports twice a second and was not heard of for so long is said to be silent."""
 MUCH_WAITING = ((0.6, "red"), (0.3, "yellow"))
-"""A share of waiting from which on a node is marked: something slows it down."""
+"""A share of waiting from which on a node is marked: something slows it down. To wait is what a server is for."""
 
 
 class LiveConsole:
@@ -104,7 +104,7 @@ class LiveConsole:
 
 def screen(board: Board, now: float, width: int, height: int) -> RenderableType:
     """The board at the time ``now``, in at most ``height - 1`` lines of ``width`` columns."""
-    figures = list(_figures(board))
+    figures = list(_figures(board, width))
     room = height - 1 - FRAME_LINES - (len(figures) - 3)
     shown = min(len(board.nodes), max(MIN_NODES, room - MIN_NEWS))
     parts: list[RenderableType] = [_title(board, now), _path(board, width), _progress(board, now), Text()]
@@ -171,7 +171,8 @@ def _nodes(board: Board, now: float, shown: int, width: int) -> Table:
 def _row(view: NodeView, now: float) -> list[Text]:
     place = " ".join(part for part in (clean(view.host, 60), clean(view.device, 20)) if part)
     sent, received = view.wire_per_s
-    marked = next((style for least, style in MUCH_WAITING if (view.wait_share or 0.0) >= least), "")
+    waits = view.wait_share if view.wait_share is not None and view.info.role != "server" else 0.0
+    marked = next((style for least, style in MUCH_WAITING if waits >= least), "")
     return [
         Text(clean(view.info.name, 60), style="bold"),
         Text(clean(view.info.role, 20)),
@@ -198,13 +199,17 @@ def _links(view: NodeView) -> Text:
     return Text(f"{up}/{of}" if of else NOTHING, style="bold red" if up < of else "")
 
 
-def _figures(board: Board) -> Iterable[tuple[str, Text, str, Text]]:
+def _figures(board: Board, width: int) -> Iterable[tuple[str, Text, str, Text]]:
     """Name, value, name, value of each line of figures."""
     last = board.last
     loss = Text(wording.number(number(last.get("loss"))), style="bold")
-    loss.append(f"  {wording.sparkline(board.losses.points, 20)}", style="cyan")
+    loss.append(f"  {wording.sparkline(board.losses.points, width // 5)}", style="cyan")
     yield "loss", loss, "validation", Text(quality(board.validation) if board.validation else NOTHING)
-    best = f"{quality(board.best)} at {whole(board.best.get('step'))}" if board.best else NOTHING
+    best = (
+        f"loss {wording.number(number(board.best.get('loss')))} at step {board.best.get('step')}"
+        if board.best
+        else NOTHING
+    )
     norms = f"{wording.number(number(last.get('lr')))}  grad norm {wording.number(number(last.get('grad_norm')))}"
     yield "lr", Text(norms), "best", Text(best)
     tokens = number(last.get("tokens_per_s"))

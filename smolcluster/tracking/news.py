@@ -11,14 +11,16 @@ from smolcluster.tracking.wording import number as figure
 
 GOOD, INFO, WARN, BAD = "good", "info", "warn", "bad"
 GRAVE_STATES = frozenset({"failed", "lost"})
-GRAVE_KINDS = frozenset({"lost", "failed"})
+GRAVE_KINDS = frozenset({"lost", "failed", "killed"})
 WELCOME_KINDS = frozenset({"joined", "rejoined", "resumed"})
+SILENT_KINDS = frozenset({"member"})
+"""Journal entries that only repeat, in a role's words, what the controller's ``view`` has told."""
 SAID = frozenset({"event", "kind", "node", "role", "rank", "t", "step", "reason", "peer"})
 """Fields of a journal event that its line already tells, or that belong to every event."""
 
 
 class News(NamedTuple):
-    """A line, how serious it is, and what it is counted under should it come again and again."""
+    """A line, how serious it is, and what it is counted under should it come again and again (empty: never)."""
 
     words: str
     tone: str
@@ -51,8 +53,12 @@ def _checkpoint(event: Event) -> News:
     return News(f"checkpoint{_at(event)}{best}: {text(event.get('path'))}", GOOD if best else INFO, "")
 
 
-def _journal(event: Event) -> News:
+def _journal(event: Event) -> News | None:
     """``peer`` is the node that it is about, where that is not the one that says it."""
+    if event.get("kind") == "view":
+        return News(f"{text(event.get('members'))} nodes take part: {text(event.get('reason'))}", INFO, "")
+    if text(event.get("kind")) in SILENT_KINDS:
+        return None
     kind, about = text(event.get("kind")), text(event.get("peer") or event.get("node"))
     reason = text(event.get("reason"))
     more = ", ".join(f"{key} {value}" for key, value in event.items() if key not in SAID and value is not None)
@@ -79,7 +85,13 @@ def _link(event: Event) -> News | None:
 def _log(event: Event) -> News | None:
     if text(event.get("level")).upper() not in ("ERROR", "CRITICAL"):
         return None
-    return News(f"{text(event.get('node'))}: {text(event.get('message'))}", BAD, "")
+    words = f"{text(event.get('node'))}: {text(event.get('message'))}"
+    return News(words, BAD, words)
+
+
+def _silent(event: Event) -> News:
+    peer, node = text(event.get("peer")), text(event.get("node"))
+    return News(f"{peer} {text(event.get('reason'))}, says {node}", WARN, f"{peer} silent")
 
 
 def _at(event: Event) -> str:
@@ -94,5 +106,6 @@ TELLERS = {
     "state": _state,
     "link": _link,
     "log": _log,
+    "silent": _silent,
 }
 """Kind of event -> the function that words it."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smolcluster.tracking.fields import text
 from smolcluster.tracking.jsonl import JsonLines, read_lines, read_whole, write_whole
 from smolcluster.tracking.tracker import Event
 
@@ -35,7 +36,7 @@ class RunDirectory:
         self._events = JsonLines(path / EVENTS)
 
     def on_event(self, event: Event) -> None:
-        kind = event.get("event")
+        kind = text(event.get("event"))
         if kind == "metrics":
             self._metrics.write({key: value for key, value in event.items() if key != "event"})
         elif kind not in NOT_KEPT:

@@ -71,6 +71,7 @@ class Summary:
             "evaluation": self._on_evaluation,
             "checkpoint": self._on_checkpoint,
             "state": self._on_state,
+            "ready": self._on_ready,
         }.get(text(event.get("event")))
         if take is not None:
             take(event)
@@ -138,11 +139,13 @@ class Summary:
 
     def _on_state(self, event: Event) -> None:
         node = self._node(event)
-        node.host = text(event.get("host")) or node.host
-        node.device = text(event.get("device")) or node.device
         if event.get("state") == "starting":
             node.samples.restart()
             self._traffic.restart(node.name)
+
+    def _on_ready(self, event: Event) -> None:
+        node = self._node(event)
+        node.device = text(table(event.get("hardware")).get("device")) or node.device
 
     def _node(self, event: Event) -> _Node:
         """The node that said it, which may have joined after the run began."""

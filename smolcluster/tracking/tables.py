@@ -35,7 +35,8 @@ def show(stream: TextIO, shown: RenderableType) -> None:
     with console.capture() as capture:
         console.print(shown)
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(capture.get().encode(encoding, "replace").decode(encoding))
+    lines = (line.rstrip(" ") for line in capture.get().splitlines())
+    stream.write("".join(f"{line}\n" for line in lines).encode(encoding, "replace").decode(encoding))
     stream.flush()
 
 
@@ -106,28 +107,29 @@ def _nodes(nodes: Sequence[Mapping[str, Any]]) -> Table:
 
 
 class _Column:
-    """A column of numbers in a comparison. ``better`` picks the best of several, None where none is best."""
+    """A column of numbers in a comparison. ``better`` picks the best of several."""
 
     def __init__(
         self,
         name: str,
         value: Callable[[Mapping[str, Any]], float | None],
         words: Callable[[float | None], str],
-        better: Callable[[Iterable[float]], float] | None,
+        better: Callable[[Iterable[float]], float],
     ) -> None:
         self.name, self.value, self.words, self._better = name, value, words, better
 
-    def best(self, rows: Sequence[Mapping[str, Any]]) -> float | None:
-        """The best value among the runs that are done, None where they do not differ."""
+    def best(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
+        """The best value among the runs that are done, as it is shown; None where they all show the same."""
         done = [self.value(row) for row in rows if row.get("status") == "done"]
-        values = {value for value in done if value is not None}
-        return self._better(values) if self._better is not None and len(values) > 1 else None
+        values = [value for value in done if value is not None]
+        alike = len({self.words(value) for value in values}) < 2
+        return None if alike else self.words(self._better(values))
 
-    def cell(self, row: Mapping[str, Any], best: float | None) -> Text:
-        value = self.value(row)
-        if best is not None and value == best and row.get("status") == "done":
-            return Text(f"{self.words(value)} *", style=BEST_STYLE)
-        return Text(self.words(value))
+    def cell(self, row: Mapping[str, Any], best: str | None) -> Text:
+        words = self.words(self.value(row))
+        if words == best and row.get("status") == "done":
+            return Text(f"{words} *", style=BEST_STYLE)
+        return Text(words)
 
 
 def _final(key: str) -> Callable[[Mapping[str, Any]], float | None]:
@@ -156,7 +158,7 @@ COLUMNS = (
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The runs of a sweep side by side; a star marks the best value of a column among the runs that are done.
 
-    A row is what ``summary.json`` holds, with the run's ``number`` and its ``overrides`` (``["optim.lr=0.1"]``)
+    A row is what ``summary.json`` holds, with the number of the ``run`` and its ``overrides`` (``["optim.lr=0.1"]``)
     besides. Overrides that all runs share are left out, and so are columns that no run has a value in.
     """
     shared = set.intersection(*(set(row.get("overrides") or ()) for row in rows)) if rows else set()
@@ -173,5 +175,5 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         status = text(row.get("status"))
         cells = [column.cell(row, best) for column, best in zip(columns, bests, strict=True)]
         styled = Text(clean(status, 20), style=STATUS_STYLES.get(status, ""))
-        found.add_row(text(row.get("number")), Text(own or NOTHING), styled, *cells)
+        found.add_row(text(row.get("run")), Text(own or NOTHING), styled, *cells)
     return found

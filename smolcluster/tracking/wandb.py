@@ -10,6 +10,7 @@ import logging
 import netrc
 import os
 import queue
+import re
 import shlex
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,8 +33,8 @@ MAX_WAITING = 20_000
 """Events in the queue: some minutes of a fast run, about 20 MB."""
 START_S = 20.0
 """W&B gets so many seconds to start; after that the run goes on offline."""
-SECRETS = ("key", "password", "secret", "token_file", "identity", "ssh")
-"""A field of the configuration whose name holds one of these words is not sent."""
+PRIVATE = re.compile(r"(.*_)?(key|password|secret)|token|.*(api|auth)_token|identity|ssh")
+"""A field of the configuration whose name is like this is not sent."""
 DEFAULT_SERVER = "https://api.wandb.ai"
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def public(value: Any) -> Any:
     {'lr': 0.001, 'serve': {'port': 1}}
     """
     if isinstance(value, Mapping):
-        return {str(k): public(v) for k, v in value.items() if not any(word in str(k).lower() for word in SECRETS)}
+        return {str(k): public(v) for k, v in value.items() if not PRIVATE.fullmatch(str(k).lower())}
     return [public(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -113,26 +114,33 @@ class _Follower:
         self._sender = _Sender(options, run, mode)
         self._thread: threading.Thread | None = None
         self._thinning = Thinning()
+        self._config: Any = {}
         self._left_out = 0
 
     def start(self, spec: Mapping[str, Any]) -> Sequence[str]:
-        if self._sender.mode == "disabled":
-            return ("W&B: switched off by WANDB_MODE",)
-        arguments = (self._queue, public(spec))
-        self._thread = threading.Thread(target=self._sender.work, args=arguments, name="wandb", daemon=True)
-        self._thread.start()
+        self._config = public(spec)
         if self._sender.mode == "online":
             return ()
+        if self._sender.mode == "disabled":
+            return ("W&B: switched off by WANDB_MODE",)
         return ("W&B: offline" if has_key(os.environ) else "W&B: offline, for want of a key: run wandb login",)
 
     def on_event(self, event: Event) -> None:
         self._sender.check()
-        if self._thread is None or not self._thinning.passes(event) or not scalars(event):
+        if self._sender.mode == "disabled" or not self._thinning.passes(event) or not scalars(event):
             return
+        self._start_thread()
         try:
             self._queue.put_nowait(event)
         except queue.Full:
             self._left_out += 1
+
+    def _start_thread(self) -> None:
+        """With the first number to send, not before: W&B takes a second of processor that the nodes' start needs."""
+        if self._thread is None:
+            arguments = (self._queue, self._config)
+            self._thread = threading.Thread(target=self._sender.work, args=arguments, name="wandb", daemon=True)
+            self._thread.start()
 
     def finish(self, summary: Mapping[str, Any]) -> Sequence[str]:
         if self._thread is None:

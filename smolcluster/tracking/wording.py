@@ -129,9 +129,9 @@ def sparkline(values: Sequence[float], width: int) -> str:
     points = [mean for mean in _means([v for v in values if math.isfinite(v)], width) if math.isfinite(mean)]
     if not points:
         return ""
-    low, high = min(points), max(points)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((point - low) * scale)] for point in points)
+    low, high = min(points) / 2, max(points) / 2  # halves: the distance of two floats may be too large for one
+    top = len(BARS) - 1
+    return "".join(BARS[round((point / 2 - low) / (high - low) * top) if high > low else 0] for point in points)
 
 
 def _means(values: list[float], width: int) -> list[float]:

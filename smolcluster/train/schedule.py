@@ -20,11 +20,11 @@ class Cosine:
 
     warmup_steps: Annotated[int, Range(ge=0, le=10**9, unit="optimizer steps")] = 100
     """Steps of linear warm-up; 0: none."""
-    min_lr: Annotated[float, Range(ge=0, le=100)] = 0.0
-    """Learning rate at the end and after it."""
+    min_lr: Annotated[float | None, Range(ge=0, le=100)] = None
+    """Learning rate at the end and after it; null: a tenth of the peak."""
 
     def problems(self, spec: RunSpec) -> Iterable[Problem]:
-        if self.min_lr > spec.optim.lr:
+        if self.min_lr is not None and self.min_lr > spec.optim.lr:
             rule = f"must be <= optim.lr={spec.optim.lr:g}: the schedule goes down to it"
             yield Problem(key="schedule.min_lr", value=self.min_lr, rule=rule, nearest=f"{spec.optim.lr / 10:g}")
 
@@ -37,13 +37,13 @@ class Cosine:
         >>> round(Cosine(warmup_steps=100, min_lr=6e-5).lr(6e-4, 325, 1000), 12)
         0.000520918831
         """
-        warmup = self.warmup_steps
+        warmup, low = self.warmup_steps, peak / 10 if self.min_lr is None else self.min_lr
         if step < warmup:
             return peak * (step + 1) / warmup
         if step >= num_steps:
-            return self.min_lr
+            return low
         progress = (step - warmup) / (num_steps - warmup)
-        return self.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - self.min_lr)
+        return low + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - low)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,10 +87,18 @@ def test_a_restarted_node_begins_with_no_links_and_keeps_its_bytes(board: Board,
     assert board.traffic.of("mini3") == (10_005, 9_005)
 
 
+def test_a_link_that_ends_with_its_node_is_no_news(board: Board, say: Any) -> None:
+    down = say("mini1", "link", peer="mini3", up=False, reason="closed")
+    assert board.on_event(down) is not None
+    board.on_event(say("mini3", "state", state="finished", detail=""))
+    assert board.on_event(down) is None
+
+
 def test_a_node_that_joins_later_gets_a_row(board: Board, say: Any) -> None:
-    board.on_event(say("pi5", "state", state="starting", detail="", host="raspberrypi", device="cpu"))
+    board.on_event(say("pi5", "state", state="starting", detail=""))
+    board.on_event(say("pi5", "ready", hardware={"device": "cpu"}))
     view = board.nodes["pi5"]
-    assert (view.info.role, view.host, view.device, view.state) == ("worker", "raspberrypi", "cpu", "starting")
+    assert (view.info.role, view.host, view.device, view.state) == ("worker", "pi5", "cpu", "starting")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +109,14 @@ def test_a_node_that_joins_later_gets_a_row(board: Board, say: Any) -> None:
         ("state", {"state": "failed", "detail": "\x1b[2Jboom"}, "mini2 failed: ·[2Jboom", "bad"),
         ("journal", {"kind": "joined", "step": 1500, "reason": ""}, "mini2 joined at step 1,500", "good"),
         ("journal", {"kind": "lost", "step": None, "reason": "killed"}, "mini2 lost: killed", "bad"),
+        (
+            "journal",
+            {"kind": "view", "members": 3, "reason": "all are there"},
+            "3 nodes take part: all are there",
+            "info",
+        ),
+        ("journal", {"kind": "killed", "peer": "mini3"}, "mini3 killed", "bad"),
+        ("silent", {"peer": "mini3", "reason": "is silent for 5 s"}, "mini3 is silent for 5 s, says mini2", "warn"),
         ("evaluation", {"step": 4, "loss": float("nan")}, "evaluation at step 4: loss nan", "info"),
     ],
 )
@@ -117,6 +133,7 @@ def test_news(say: Any, kind: str, fields: dict[str, Any], words: str, tone: str
         ("log", {"level": "WARNING", "message": "hm"}),
         ("state", {"state": "training"}),
         ("node", {"step": 1}),
+        ("journal", {"kind": "member", "peer": "mini3"}),
         ("metrics", {"step": 1}),
         ("never heard of", {}),
     ],

@@ -35,13 +35,11 @@ def test_a_run_in_plain_lines(run: RunInfo, story: list[dict[str, Any]]) -> None
         "[0:00:01] step 1/10 (10 %)  loss 2  lr 0.001  grad norm 0.5  60 samples/s  1.0 kB sent  900 B received  "
         "waiting 10 %"
     )
-    assert lines[-4:-2] == [
-        "[0:00:10] mini1 training: 2/2 links, 30 samples/s, 0.00 MB/s out, 0.00 in, waiting 50 % | "
-        "mini2 training: 1/1 links, 30 samples/s, 0.00 MB/s out, 0.00 in, waiting 10 % | "
-        "mini3 training: 1/1 links, 30 samples/s, 0.00 MB/s out, 0.00 in, waiting 30 %",
+    nodes = lines[-4].split("] ")[1].split(" | ")
+    assert nodes[0] == "mini1 training: 2/2 links, 30 samples/s, 0.00 MB/s out, 0.00 in, waiting 50 %"
+    assert nodes[2] == "mini3 training: 1/1 links, 30 samples/s, 0.00 MB/s out, 0.00 in, waiting 30 %"
+    assert lines[-3:] == [
         "[0:00:10] evaluation at step 10: loss 0.25, accuracy 62.50 %",
-    ]
-    assert lines[-2:] == [
         "[0:00:10] checkpoint at step 10 (best so far): checkpoints/step-10",
         "[0:00:10] mini3 late at step 10: no answer in 5 s",
     ]
@@ -51,6 +49,9 @@ def test_steps_come_once_a_second_and_the_last_one_always(run: RunInfo, say: Any
     events = [say("mini1", "metrics", after=step / 100, step=step, loss=1.0) for step in range(1, 251)]
     steps = [line.split()[2] for line in told(run, events) if " step " in line]
     assert steps == ["1", "101", "201", "250"]
+    ended = [{**event, "num_steps": 130} for event in events[:130]]
+    steps = [line.split()[2] for line in told(run, [*ended, say("mini1", "evaluation", step=130, loss=1.0)])[2:-1]]
+    assert steps == ["1/130", "101/130", "130/130"]
 
 
 def test_a_flood_of_news_is_counted(run: RunInfo, say: Any) -> None:
@@ -61,6 +62,19 @@ def test_a_flood_of_news_is_counted(run: RunInfo, say: Any) -> None:
     assert lines[-2:] == [
         "[0:00:01] (80 more events: see events.jsonl)",
         "[0:00:01] mini2 late at step 100: slow",
+    ]
+
+
+def test_a_nodes_life_is_told_once_and_without_its_pauses(run: RunInfo, say: Any) -> None:
+    life = ["starting", "training", "evaluating", "training", "saving", "training", "finished"]
+    states = [*life, "starting", "training"]
+    events = [say("mini2", "state", state=state, detail="slowly" if state == "starting" else "") for state in states]
+    assert [line[10:] for line in told(run, events)[2:]] == [
+        "mini2 starting: slowly",
+        "mini2 training",
+        "mini2 finished",
+        "mini2 starting: slowly",
+        "mini2 training",
     ]
 
 

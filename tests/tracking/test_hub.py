@@ -152,6 +152,23 @@ def test_an_event_without_a_time_gets_one(run: RunInfo) -> None:
     hub.finish("done", "")
 
 
+def test_a_checkpoint_is_named_as_seen_from_the_runs_directory(run: RunInfo, say: Any) -> None:
+    hub = tracking(run, io.StringIO())
+    for path in (run.path / "checkpoints" / "step-3", "/elsewhere/step-4", "checkpoints/step-5"):
+        hub.on_event(say("mini1", "checkpoint", step=3, path=str(path), best=False))
+    paths = [event["path"] for event in RunReader(run.path).events()]
+    assert paths == ["checkpoints/step-3", "/elsewhere/step-4", "checkpoints/step-5"]
+    assert hub.finish("done", "")["checkpoint"] == "checkpoints/step-5"
+
+
+def test_more_may_be_known_of_a_run_later(run: RunInfo) -> None:
+    hub = tracking(run, io.StringIO())
+    hub.start({"nodes": {}})
+    hub.rewrite({"nodes": {"mini1": {"device": "mps"}}})
+    assert RunReader(run.path).spec() == {"nodes": {"mini1": {"device": "mps"}}}
+    hub.finish("done", "")
+
+
 def test_the_spec_says_what_follows_a_run(run: RunInfo) -> None:
     class Spec:
         tracking, logging, choices = Files(), FileLogs(), {"tracking": "files"}
@@ -163,26 +180,13 @@ def test_the_spec_says_what_follows_a_run(run: RunInfo) -> None:
 
 values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.lists(st.integers())
 tables = st.dictionaries(st.sampled_from(["sent", "received", "uncompressed", "mean", "max", "x"]), values)
-KINDS = ["metrics", "node", "state", "link", "evaluation", "checkpoint", "journal", "log", "other", None, 3]
-NAMES = ["mini1", "mini2", "", None, 7, "[bold]\x1b[2J"]
+KINDS = ["metrics", "node", "state", "link", "evaluation", "checkpoint", "journal", "log", "ready", "silent", None, []]
+NAMES = ["mini1", "mini2", "", None, [], "[bold]\x1b[2J"]
 NUMBERS = ["step", "num_steps", "epoch", "loss", "lr", "grad_norm", "samples", "samples_per_s", "tokens_per_s", "rank"]
-SHARES = ["wait_share", "staleness", "wire", "grad_norms", "sent", "received", "uncompressed", "accuracy", "perplexity"]
-WORDS = [
-    "state",
-    "detail",
-    "peer",
-    "up",
-    "reason",
-    "host",
-    "device",
-    "path",
-    "best",
-    "kind",
-    "level",
-    "message",
-    "logger",
-]
-FIELDS = [*NUMBERS, *SHARES, *WORDS, "role"]
+SHARES = ["hardware", "wait_share", "staleness", "wire", "grad_norms", "sent", "received", "uncompressed", "accuracy"]
+LABELS = ["members", "perplexity", "state", "detail", "peer", "up", "reason", "host", "device", "path", "best", "role"]
+WORDS = ["kind", "level", "message", "logger"]
+FIELDS = [*NUMBERS, *SHARES, *LABELS, *WORDS]
 events = st.builds(
     lambda kind, node, at, rest: {"event": kind, "node": node, "t": at, **rest},
     st.sampled_from(KINDS),

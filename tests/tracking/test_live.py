@@ -48,36 +48,10 @@ def test_everything_is_on_one_screen(board: Board, run: RunInfo, width: int, hei
     assert lines[2].startswith("step 10 of 10 ━")
     assert lines[2].endswith("100 % epoch 0 0.0 s left")
     assert row(picture, "node") == ["node", "role", "on", "state", "links", "step", "smp/s", "↑MB/s", "↓MB/s", "wait"]
-    assert row(picture, "mini1") == [
-        "mini1",
-        "server",
-        "mini1",
-        "mps",
-        "training",
-        "2/2",
-        "10",
-        "30",
-        "0.00",
-        "0.00",
-        "50",
-        "%",
-    ]
-    assert row(picture, "mini3") == [
-        "mini3",
-        "worker",
-        "mini3",
-        "mps",
-        "training",
-        "1/1",
-        "10",
-        "30",
-        "0.00",
-        "0.00",
-        "30",
-        "%",
-    ]
+    assert "mini1 server mini1 mps training 2/2 10 30 0.00 0.00 50 %" in lines
+    assert "mini3 worker mini3 mps training 1/1 10 30 0.00 0.00 30 %" in lines
     assert any(line.startswith("loss 0.2 █▄") and "validation loss 0.25, accuracy 62.50 %" in line for line in lines)
-    assert any(line == "lr 0.001 grad norm 0.5 best loss 0.25, accuracy 62.50 % at 10" for line in lines)
+    assert any(line == "lr 0.001 grad norm 0.5 best loss 0.25 at step 10" for line in lines)
     assert any(line == "speed 60 samples/s wire 30.0 kB out 27.0 kB in 2.0x less" for line in lines)
     assert lines[-1].endswith("mini3 late at step 10: no answer in 5 s")
 
@@ -105,7 +79,8 @@ def test_a_node_that_says_nothing_is_said_to_be_silent(board: Board) -> None:
 
 def test_what_a_node_says_can_neither_style_nor_steer(run: RunInfo, say: Any) -> None:
     board = Board(run, START)
-    board.on_event(say("[red]x[/]", "state", state="[bold]hm", detail="", host="\x1b[2J", device="[/]"))
+    board.on_event(say("[red]x[/]", "state", state="[bold]hm", detail=""))
+    board.on_event(say("mini3", "ready", hardware={"device": "\x1b[2J[/]"}))
     board.on_event(say("mini2", "log", level="ERROR", message="[link=http://evil]here[/link]\x1b]0;title\x07\r\u202e"))
     picture = drawn(board, 140, 40, styles=True)
     assert "[red]x[/]" in picture

@@ -89,11 +89,12 @@ def test_staleness_over_the_run(run: RunInfo, metrics: Any) -> None:
 
 def test_a_node_that_joins_later_and_says_where_it_runs(run: RunInfo, say: Any) -> None:
     events = [
-        say("pi5", "state", state="starting", host="raspberrypi", device="cpu", detail=""),
+        say("pi5", "state", state="starting", detail=""),
+        say("pi5", "ready", hardware={"device": "cpu"}),
         say("pi5", "node", step=4, samples=10, sent=5, received=6),
     ]
     joined = summed(run, events)["nodes"][-1]
-    assert (joined["name"], joined["host"], joined["device"], joined["steps"]) == ("pi5", "raspberrypi", "cpu", 4)
+    assert (joined["name"], joined["host"], joined["device"], joined["steps"]) == ("pi5", "pi5", "cpu", 4)
 
 
 def test_counts_go_on_over_a_restart(run: RunInfo, say: Any) -> None:

@@ -51,7 +51,7 @@ def row(number: int, overrides: list[str], **summary: Any) -> dict[str, Any]:
         "wire_bytes": {"sent": 10**6},
         "wait_share": 0.1,
     }
-    return {"number": number, "overrides": overrides, **usual, **summary}
+    return {"run": number, "overrides": overrides, **usual, **summary}
 
 
 def test_a_comparison_names_what_differs_and_marks_the_best() -> None:
@@ -68,6 +68,12 @@ def test_a_comparison_names_what_differs_and_marks_the_best() -> None:
     ]
 
 
+def test_what_looks_the_same_is_equally_good() -> None:
+    rows = [row(k, [f"seed={k}"], seconds=seconds) for k, seconds in enumerate((4.51, 4.52, 5.0))]
+    lines = shown(comparison_table(rows))
+    assert [("*" in line) for line in lines] == [False, True, True, False]
+
+
 def test_language_models_are_compared_by_perplexity() -> None:
     rows = [
         row(k, [f"seed={k}"], final={"loss": loss, "perplexity": ppl}) for k, (loss, ppl) in enumerate([(2, 7), (1, 3)])
@@ -78,7 +84,7 @@ def test_language_models_are_compared_by_perplexity() -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [[], [row(0, ["a=1"], final=None)], [row(0, [], final={"loss": float("nan")}), {"number": 1}]]
+    "rows", [[], [row(0, ["a=1"], final=None)], [row(0, [], final={"loss": float("nan")}), {"run": 1}]]
 )
 def test_little_to_compare_is_compared_all_the_same(rows: list[dict[str, Any]]) -> None:
     lines = shown(comparison_table(rows))

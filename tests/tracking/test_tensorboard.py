@@ -65,6 +65,12 @@ def test_what_is_written_can_be_seen_at_once(run: RunInfo, metrics: Any) -> None
     tracker.finish({})
 
 
+def test_numbers_that_do_not_fit_are_kept_as_infinite(run: RunInfo, metrics: Any) -> None:
+    (records,) = followed(run, [metrics(1, 1e300, lr=float("nan"))]).values()
+    assert values(records, "train/loss") == [(1, float("inf"))]
+    assert values(records, "train/lr")[0][1] != values(records, "train/lr")[0][1]
+
+
 def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     (problem,) = TensorBoard().problems(cast(Any, None))

@@ -142,6 +142,15 @@ def test_a_server_that_does_not_answer_makes_it_offline(run: RunInfo, metrics: A
     assert logged(file, "train/loss") == [0.5] * 3
 
 
+def test_a_run_without_a_number_starts_nothing(run: RunInfo, say: Any) -> None:
+    events = [
+        say("mini1", "state", state="starting", detail=""),
+        say("mini1", "journal", kind="joined", reason="ready"),
+    ]
+    assert followed(run, events, {}) == ["W&B: offline, for want of a key: run wandb login"]
+    assert files(run) == []
+
+
 def test_switched_off_it_starts_nothing(run: RunInfo, metrics: Any) -> None:
     said = followed(run, [metrics(1, 0.5)], {"WANDB_MODE": "disabled"})
     assert said == ["W&B: switched off by WANDB_MODE"]
@@ -170,6 +179,7 @@ def test_a_thread_that_fails_is_reported_without_the_key(
     monkeypatch.setattr(wandb._Sender, "_open", broken)
     tracker = Wandb(mode="offline").tracker(run)
     tracker.start({})
+    tracker.on_event(metrics(1, 1.0))
     with pytest.raises(TrackerFailed, match=r"^W&B: disk full near \*\*\*$"):
         tracker.finish({})
     with pytest.raises(TrackerFailed):
@@ -219,3 +229,6 @@ def test_online_without_a_key_is_a_problem_before_the_run(tmp_path: Path, monkey
 def test_what_is_nobody_elses_business_is_not_sent() -> None:
     spec = {"cluster": {"nodes": [{"host": "mini1", "ssh": {"user": "me"}, "identity": "~/.ssh/id"}]}, "seed": 1}
     assert public(spec) == {"cluster": {"nodes": [{"host": "mini1"}]}, "seed": 1}
+    secret = dict.fromkeys(["api_key", "key", "password", "auth_token", "token", "client_secret"], "x")
+    assert public(secret) == {}
+    assert public({"num_key_heads": 4, "tokens": 9}) == {"num_key_heads": 4, "tokens": 9}
