@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from smolcluster.cluster.controller import roster
 from smolcluster.comms.security import Authority
 from smolcluster.node.run import NodeProcess, Start
 from smolcluster.pipeline.job import cache_folder, checkpoint_of
 from smolcluster.ports import Member
 from smolcluster.spec.compose import validate_jobs
-from torch import Tensor
 
 QUIET = ("train.export=false", "comms=memory")
 

@@ -38,7 +38,7 @@ class Digits:
     """Held out for validation, drawn in an order that never changes."""
     num_samples: Annotated[int | None, Range(ge=1, unit="samples")] = None
     """Use only the first so many training samples; null: all."""
-    epochs: Annotated[int | None, Range(ge=1, unit="epochs")] = 20
+    epochs: Annotated[int | None, Range(ge=1, unit="epochs")] = 40
     """Passes over the training set where train.epochs is null."""
 
     def problems(self, spec: RunSpec) -> Iterable[Problem]:

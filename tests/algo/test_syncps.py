@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from smolcluster.aggregator.mean import Mean
 from smolcluster.algo.syncps import SyncPS, barrier
-
 from tests.in_memory import largest_difference, run
 
 pytestmark = [pytest.mark.usefixtures("torch_settings", "no_thread_left")]
@@ -85,10 +87,11 @@ def test_blending_follows_its_recurrence(tmp_path: Path) -> None:
 def _blended(folder: Path, words: tuple[str, ...], steps: int, interval: int, alpha: float) -> dict:
     """The recurrence written out with plain torch on the same model and the whole data set as one batch."""
     import torch
+    from torch.nn import functional as F
+
     from smolcluster.data.dataset import Context
     from smolcluster.spec.compose import validate_jobs
     from smolcluster.spec.seeds import derive
-    from torch.nn import functional as F
 
     (spec,) = validate_jobs([*words, "comms=memory"], None)
     data = spec.data.load(Context(seq_length=None, seed=spec.seed, cache=folder, say=lambda text: None))
@@ -128,37 +131,39 @@ def test_barrier(
         assert now < verdict.until <= 200, "a wait has an end, and it lies ahead"
 
 
+class Slow:
+    """A learner whose rank 1 answers only when the server is five steps further."""
+
+    def __init__(self, learner: Any, learners: list[Any]) -> None:
+        learners.append(learner)
+        self.__dict__.update(learner=learner, learners=learners)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.learner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.learner, name, value)
+
+    async def gradient(self, spans: Any, *, step: int, rank: int) -> Any:
+        server = self.learners[0]
+        while rank == 1 and server.version < min(step + 5, server.num_steps):
+            await asyncio.sleep(0)
+        return await self.learner.gradient(spans, step=step, rank=rank)
+
+
 def test_straggler_is_dropped_and_counted(tmp_path: Path) -> None:
-    """A slow worker's share is consumed; the step is the mean of who arrived; nothing of it changes weights later."""
-    import time
-
-    class Slow:
-        def __init__(self, learner: object, pause: float) -> None:
-            self.__dict__.update(learner=learner, pause=pause)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.learner, name)
-
-        def __setattr__(self, name: str, value: object) -> None:
-            setattr(self.learner, name, value)
-
-        async def gradient(self, spans: object, *, step: int, rank: int) -> object:
-            if rank == 1:
-                import asyncio
-
-                await asyncio.sleep(self.pause)
-            return await self.learner.gradient(spans, step=step, rank=rank)
-
-    began = time.monotonic()
+    """A slow worker's share is consumed; steps go on without it; it comes back with the others' weights."""
+    learners: list[Any] = []
     ran = run(
         tmp_path, "train.epochs=3", "train.batch_size=64", "algo.timeout=0.05", "cluster.num_workers=2",
-        wrap=lambda learner: Slow(learner, 0.4),
+        wrap=lambda learner: Slow(learner, learners),
     )  # fmt: skip
     assert ran.code == 0
     dropped = ran.journal("dropped")
-    assert dropped
     assert {event["peer"] for event in dropped} == {"worker1"}
     done = sum(stop - start for _, start, stop in ran.spans)
     assert done + sum(event["samples"] for event in dropped) == 3 * 1438, "each sample is consumed exactly once"
-    assert time.monotonic() - began < 0.4 * 36, "nobody waits for the slow one"
-    assert ran.of("metrics")[-1]["late"].get("worker1", 0) >= 1
+    last = ran.of("metrics")[-1]
+    assert last["late"]["worker1"] >= 1
+    assert len(dropped) >= 2, "it was given work again after its late answer"
+    assert last["step"] == 36, "steps go on without it"

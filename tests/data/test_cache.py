@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from smolcluster.data import cache
 from smolcluster.data.dataset import Context
 from smolcluster.errors import DataError

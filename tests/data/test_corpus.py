@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from smolcluster.data.corpus import Texts, hold_out, token_dataset
 from smolcluster.data.dataset import Context
 from smolcluster.errors import DataError

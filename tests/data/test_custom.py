@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from smolcluster.data.custom import Custom
 from smolcluster.data.dataset import Context, Dataset
 from smolcluster.errors import DataError

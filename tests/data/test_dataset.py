@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from smolcluster.data.dataset import IGNORE, Blocks, DataInfo, Dataset, Features, fingerprint
 from smolcluster.errors import DataError
 

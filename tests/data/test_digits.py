@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from smolcluster.data.dataset import Context, Dataset
 from smolcluster.data.digits import Digits, _table
 from smolcluster.errors import DataError

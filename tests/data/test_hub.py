@@ -3,6 +3,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from smolcluster.data import hub
 from smolcluster.data.dataset import Context
 from smolcluster.errors import DataError

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from smolcluster.data import hub
 from smolcluster.data.dataset import Context
 from smolcluster.data.mnist import MNIST

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from smolcluster.data import pydocs
 from smolcluster.data.dataset import Context
 from smolcluster.data.pydocs import MODULES, PyDocs, standard_library, within

@@ -1,4 +1,5 @@
 import pytest
+
 from smolcluster.data import target
 from smolcluster.errors import ConfigError
 

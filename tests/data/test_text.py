@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from smolcluster.data.dataset import IGNORE, Context
 from smolcluster.data.text import Text, read_text, text_files
 from smolcluster.data.tokenizer import ByteTokenizer

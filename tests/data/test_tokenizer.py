@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from smolcluster.data import tokenizer as tokenizers
 from smolcluster.data.tokenizer import ByteTokenizer
 from smolcluster.errors import DataError

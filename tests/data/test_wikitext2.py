@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from smolcluster.data import hub
 from smolcluster.data.dataset import IGNORE, Context
 from smolcluster.data.tokenizer import ByteTokenizer

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from smolcluster.data import tokenizer as tokenizers
 from smolcluster.data.dataset import Blocks, DataInfo, Dataset, Features
 

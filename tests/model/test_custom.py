@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from smolcluster.data.dataset import Dataset
 from smolcluster.errors import ConfigError
 from smolcluster.model.custom import Custom

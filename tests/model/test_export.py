@@ -2,11 +2,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
+
 from smolcluster.data.dataset import Dataset
 from smolcluster.model import export
 from smolcluster.model.gpt import GPT
 from smolcluster.model.simplenn import SimpleNN
-from torch import nn
 
 
 class Tied(nn.Module):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from smolcluster.data.dataset import DataInfo, Dataset
 from smolcluster.model import gpt2_layout
 from smolcluster.model.gpt import GPT
 from smolcluster.model.nn import gpt as modules
-from torch import nn
 
 SMALL = GPT(model_dim=16, num_layers=2, num_heads=4, ff_dim=32, max_seq_len=8)
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from smolcluster.data.dataset import DataInfo, Dataset
 from smolcluster.errors import ConfigError, DataError
 from smolcluster.model.gpt2 import GPT2
-from torch import nn
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from smolcluster.model.nn import linear as linear_module
 from smolcluster.model.nn.linear import Linear, linear
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from smolcluster.data.dataset import DataInfo, Dataset
 from smolcluster.model.simplenn import SimpleNN
 

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
 from smolcluster.data.dataset import DataInfo, Dataset
 from smolcluster.model.small_transformer import SmallTransformer
 

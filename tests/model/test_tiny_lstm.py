@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from smolcluster.data.dataset import DataInfo, Dataset
 from smolcluster.model.tiny_lstm import TinyLSTM
 

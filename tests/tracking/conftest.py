@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from smolcluster.tracking.tracker import NodeInfo, RunInfo
 
 START = 1_000_000.0

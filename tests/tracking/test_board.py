@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from smolcluster.tracking.board import MAX_POINTS, Board, Curve
 from smolcluster.tracking.news import news_of
 from smolcluster.tracking.tracker import RunInfo

@@ -2,6 +2,7 @@ import io
 from typing import Any
 
 import pytest
+
 from smolcluster.tracking.console import MAX_NEWS_PER_SECOND, Flood, PlainConsole, console_for
 from smolcluster.tracking.live import LiveConsole
 from smolcluster.tracking.tracker import RunInfo

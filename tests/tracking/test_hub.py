@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from smolcluster.tracking.console import PlainConsole
 from smolcluster.tracking.files import Files
 from smolcluster.tracking.hub import Tracking

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from smolcluster.tracking.jsonl import JsonLines, dumps, read_lines, read_whole, write_whole
 
 anything = st.recursive(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+
 from smolcluster.tracking.board import Board
 from smolcluster.tracking.live import LiveConsole, screen
 from smolcluster.tracking.tracker import NodeInfo, RunInfo

@@ -3,6 +3,7 @@ import logging
 from typing import Any
 
 import pytest
+
 from smolcluster.tracking.logs import MAX_REMEMBERED, STDERR, FileLogs, LogFiles, log_line, node_handler, stderr_event
 from smolcluster.tracking.rundir import RunReader
 from smolcluster.tracking.tracker import RunInfo

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
 from smolcluster.tracking import plots
 from smolcluster.tracking.plots import loss_png, smooth
 

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from smolcluster.tracking.counts import Counter, Mean, Traffic
 from smolcluster.tracking.summary import Summary
 from smolcluster.tracking.tracker import RunInfo

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+
 from smolcluster.tracking.summary import Summary
 from smolcluster.tracking.tables import comparison_table, show, summary_table
 from smolcluster.tracking.tracker import RunInfo

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+
 from smolcluster.tracking import tensorboard
 from smolcluster.tracking.tensorboard import TensorBoard
 from smolcluster.tracking.tracker import RunInfo
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event
 
 
 def followed(run: RunInfo, events: list[dict[str, Any]], **options: Any) -> dict[str, list[Event]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+
 from smolcluster.tracking import wandb
 from smolcluster.tracking.tracker import RunInfo, TrackerFailed
 from smolcluster.tracking.wandb import Wandb, has_key, public, resolved_mode
