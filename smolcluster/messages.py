@@ -1,8 +1,9 @@
 """What nodes say to each other: one frozen dataclass per message, and its translation to and from plain data.
 
 A message has plain fields (whole numbers, floats, texts, lists of whole numbers) and tensors. A tensor
-field names its *layout*: a size and a type that both sides agreed on at join, so that a receiver knows
-before it allocates anything how many bytes may follow. ``sender`` is the role that may send it. Nothing here knows sockets, and nothing is pickled.
+field names its *layout*: a size and a type that both sides agreed on at join, so that a receiver knows before it
+allocates anything how many bytes may follow. ``sender`` is the role that may send it. Nothing here knows sockets, and
+nothing is pickled.
 """
 
 from __future__ import annotations

@@ -218,8 +218,8 @@ class Journal(Protocol):
     async def commit(self, step: Step, state: AlgorithmState) -> None:
         """To be called after each optimizer step, when the weights are those of ``step.version``.
 
-        ``state`` is the algorithm's own after that step. Logs, evaluates and saves where that is due. Raises Interrupted where the user wants to stop,
-        after saving.
+        ``state`` is the algorithm's own after that step. Logs, evaluates and saves where that is due. Raises
+        Interrupted where the user wants to stop, after saving.
         """
 
     def event(self, kind: str, **fields: Any) -> None:

@@ -201,6 +201,8 @@ class Controller:
             return
         handle = Handle(names, session)
         self.handles.update(dict.fromkeys(names, handle))
+        for name in names:
+            self.journal("started", peer=name, pid=session.pid, joined=joined, reason=f"pid {session.pid}")
         session.send(self._start_command(names, joined))
         handle.tasks = [
             self._spawn(self._listen(handle), f"events of {names[0]}"),

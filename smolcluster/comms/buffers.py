@@ -50,7 +50,7 @@ class BufferPool:
 
     A buffer that was taken comes back when the last tensor on it is gone (tensors keep the array that they
     were made from alive). So a message may be kept as long as one likes, and memory stays bounded: who
-    keeps all of them stops the sender.
+    keeps all of them stops the sender. Any thread may take.
     """
 
     def __init__(self, layout: Layout, limit: int) -> None:
@@ -60,14 +60,16 @@ class BufferPool:
         # SimpleQueue.put may be called from a finaliser that runs at any moment; other queues may not.
         self._free: queue.SimpleQueue[NDArray[np.generic]] = queue.SimpleQueue()
 
-    def take(self, within: float) -> NDArray[np.generic]:
-        """A buffer (contents undefined), waiting at most ``within`` seconds for one to come back."""
+    def take(self, within: float) -> NDArray[np.generic] | None:
+        """A buffer (contents undefined); None when none has come back after ``within`` seconds."""
         base = self._next(within)
+        if base is None:
+            return None
         lent = base.view()
         weakref.finalize(lent, self._free.put, base).atexit = False
         return lent
 
-    def _next(self, within: float) -> NDArray[np.generic]:
+    def _next(self, within: float) -> NDArray[np.generic] | None:
         import numpy as np
 
         try:
@@ -81,8 +83,7 @@ class BufferPool:
         try:
             return self._free.get(timeout=within)
         except queue.Empty:
-            detail = f"all {self.limit} receive buffers of {self.layout.num_bytes} bytes are in use"
-            raise PeerProtocolError("flood", f"{detail} after {within:g} s") from None
+            return None
 
 
 def as_tensor(array: NDArray[np.generic]) -> Tensor:

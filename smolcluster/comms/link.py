@@ -65,6 +65,9 @@ class Sink(Protocol):
     def deliver(self, peer: Member, landing: Any) -> None:
         """The payload of what :meth:`admit` returned is complete. May block: back-pressure."""
 
+    def abandon(self, peer: Member, landing: Any) -> None:
+        """The rest of what :meth:`admit` returned will not come; it may come again as another frame."""
+
     def link_changed(self, peer: Member, up: bool, reason: str) -> None: ...
 
     def refused(self, peer: str, reason: str, detail: str) -> None:
@@ -94,8 +97,9 @@ class Link:
         sink: Sink,
         timing: Timing,
         dial: Callable[[Direction, int], tuple[socket.socket, int]] | None,
+        overhead: Callable[[int], int] = lambda num_bytes: 0,
     ) -> None:
-        self.peer, self.sink, self.timing, self.dial = peer, sink, timing, dial
+        self.peer, self.sink, self.timing, self.dial, self.overhead = peer, sink, timing, dial, overhead
         self.outgoing: Outgoing[Frame] = Outgoing()
         self.incoming = Incoming()
         self.sent_bytes = self.received_bytes = 0
@@ -134,13 +138,16 @@ class Link:
     def attach(self, direction: Direction, sock: socket.socket, expected: int) -> None:
         """Hand over a connection that the peer has dialled. ``direction`` is ours; a former one is closed."""
         with self._changed:
-            superseded, self._handed[direction] = self._handed[direction], (sock, expected)
+            closed = self._left or (self._closing_at is not None and time.monotonic() >= self._closing_at)
+            superseded, self._handed[direction] = (
+                ((sock, expected), None) if closed else (self._handed[direction], (sock, expected))
+            )
             former = self._sockets[direction]
             self._changed.notify_all()
         if superseded:
             superseded[0].close()
         if former:
-            _shut(former)
+            shut(former)
 
     def close(self, flush_within: float) -> None:
         """Say goodbye after at most ``flush_within`` seconds for what is queued; ends both threads."""
@@ -154,7 +161,7 @@ class Link:
             self._changed.notify_all()
         for sock in [*self._sockets.values(), *handed]:
             if sock:
-                _shut(sock)
+                shut(sock)
         for thread in self._threads:
             thread.join(self.timing.timeout_s)
 
@@ -176,7 +183,7 @@ class Link:
                     self.sink.refused(self.peer.name, error.reason, str(error))
                 finally:
                     self._set_socket(direction, None, self.last_error)
-                    _shut(sock)
+                    shut(sock)
                     sock.close()
         except Closed:
             return
@@ -265,9 +272,8 @@ class Link:
 
     def _write_frame(self, sock: socket.socket, frame: Frame, seq: int) -> None:
         head = wire.encode(frame.kind, self.sink.stamp(seq, self.incoming.expected, frame.plain, frame.tensors))
-        self.sent_bytes += write_all(sock, head)
-        for part in frame.payload:
-            self.sent_bytes += write_all(sock, part)
+        for part in (head, *frame.payload):
+            self.sent_bytes += write_all(sock, part) + self.overhead(len(part))
 
     def acknowledged(self, expected: int) -> None:
         """The peer has everything before sequence number ``expected``."""
@@ -289,6 +295,7 @@ class Link:
             header = wire.parse_header(head, self.sink.max_payload_bytes)
             part = memoryview(meta)[: header.meta_bytes]
             self._receive(sock, part)
+            self.received_bytes += self.overhead(wire.HEADER.size + header.meta_bytes)
             try:
                 self._take_frame(sock, header, part)
             except PeerProtocolError as error:
@@ -328,8 +335,13 @@ class Link:
         finally:
             self.stalled = False
             self.last_heard = time.monotonic()
-        for view in landing.payload:
-            self._receive(sock, view)
+        try:
+            for view in landing.payload:
+                self._receive(sock, view)
+                self.received_bytes += self.overhead(len(view))
+        except BaseException:
+            self.sink.abandon(self.peer, landing)
+            raise
         self._received()
         self.stalled = True
         try:
@@ -352,6 +364,8 @@ class Link:
             with self._changed:
                 self._changed.notify_all()
             raise EOFError(self.last_error)
+        if kind != wire.HEARTBEAT:
+            raise PeerProtocolError("malformed", f"control frame {kind} belongs into a handshake")
 
     def _receive(self, sock: socket.socket, view: memoryview, *, starts_frame: bool = False) -> None:
         """Fill ``view``. Each chunk that arrives is a sign of life."""
@@ -367,6 +381,7 @@ class Link:
             self.last_heard = time.monotonic()
 
     def _skip(self, sock: socket.socket, num_bytes: int) -> None:
+        self.received_bytes += self.overhead(num_bytes)
         scratch = memoryview(bytearray(min(num_bytes, CHUNK_BYTES)))
         while num_bytes > 0:
             part = scratch[: min(num_bytes, CHUNK_BYTES)]
@@ -387,7 +402,7 @@ def write_all(sock: socket.socket, data: bytes | memoryview) -> int:
     return position
 
 
-def _shut(sock: socket.socket) -> None:
+def shut(sock: socket.socket) -> None:
     """Wake whoever is blocked on this socket."""
     try:
         # Not SSLSocket.shutdown: that would let a concurrent reader go on with the raw, encrypted bytes.

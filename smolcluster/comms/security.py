@@ -19,7 +19,11 @@ from typing import TYPE_CHECKING, Any
 from smolcluster.errors import PeerProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cryptography.x509 import Name
+
+    from smolcluster.ports import Member
 
 CLOCK_SKEW = dt.timedelta(days=30)
 """Certificates begin that long ago: a Raspberry Pi without a battery clock may live in the past."""
@@ -57,6 +61,7 @@ class Authority:
         self.run = run
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name(run, "authority", 0)
+        self._curve_keys: dict[tuple[str, int], str] = {}
         self._certificate = self._sign(self._name, self._key.public_key(), LIFETIME, authority=True)
         self.pem = _pem(self._certificate)
 
@@ -74,6 +79,7 @@ class Authority:
         )
         certificate = self._sign(_name(self.run, name, joined), key.public_key(), lifetime, authority=False)
         public, secret = curve_keypair()
+        self._curve_keys[name, joined] = public
         return Credentials(
             name=name,
             run=self.run,
@@ -85,6 +91,10 @@ class Authority:
             curve_public=public,
             curve_secret=secret,
         )
+
+    def curve_keys(self, members: Iterable[Member]) -> dict[str, str]:
+        """Public CURVE keys by name: what members need to know of each other with ``comms=zmq``."""
+        return {member.name: self._curve_keys[member.name, member.joined] for member in members}
 
     def _sign(self, subject: Name, public_key: Any, lifetime: dt.timedelta, *, authority: bool) -> Any:
         from cryptography import x509
@@ -125,8 +135,20 @@ class Identity:
 
     def wrap(self, sock: Any, *, dialled: bool) -> ssl.SSLSocket:
         """Run the handshake on a connected socket (its timeout holds). Raises OSError where a side is refused."""
+        secured = self.prepare(sock, dialled=dialled)
+        try:
+            secured.do_handshake()
+        except BaseException:
+            secured.close()
+            raise
+        return secured
+
+    def prepare(self, sock: Any, *, dialled: bool) -> ssl.SSLSocket:
+        """The socket on which the handshake is yet to be run; it takes over the descriptor of ``sock``."""
         context = self._client if dialled else self._server
-        return context.wrap_socket(sock, server_side=not dialled, suppress_ragged_eofs=False)
+        return context.wrap_socket(
+            sock, server_side=not dialled, suppress_ragged_eofs=False, do_handshake_on_connect=False
+        )
 
 
 def peer_of(sock: ssl.SSLSocket, run: str) -> tuple[str, int]:

@@ -120,14 +120,15 @@ def parse_meta(data: bytes | bytearray | memoryview, payload_bytes: int) -> Enve
 def _tensor_spec(raw: Any) -> TensorSpec:
     if type(raw) is list and len(raw) == 3:
         layout, dtype, numel = raw
-        if type(layout) is str and dtype in DTYPE_BYTES and type(numel) is int and 0 <= numel < 2**48:
+        known = type(layout) is str and type(dtype) is str and dtype in DTYPE_BYTES
+        if known and type(numel) is int and 0 <= numel < 2**48:
             return TensorSpec(layout, dtype, numel)
     raise PeerProtocolError("malformed", "a tensor is described by [layout, type, number of elements]")
 
 
-def tls_overhead(num_bytes: int, calls: int = 1) -> int:
-    """Bytes that TLS 1.3 adds to ``num_bytes`` written in ``calls``: 22 for each record of at most 16 KiB."""
-    return 22 * max(calls, -(-num_bytes // 16384))
+def tls_overhead(num_bytes: int) -> int:
+    """Bytes that TLS 1.3 adds to ``num_bytes`` written at once: 22 for each record of at most 16 KiB."""
+    return 22 * -(-num_bytes // 16384)
 
 
 def total(specs: Sequence[TensorSpec]) -> int:

@@ -32,6 +32,8 @@ from smolcluster.spec.run import RunSpec
 logger = logging.getLogger("smolcluster.node")
 HEARTBEAT_S = 0.5
 """How often a node reports its step, speed, traffic and memory."""
+FLUSH_S = 2.0
+"""After its work a node waits so long for what it has sent to arrive; after a failure not at all."""
 GRACE = 0.6
 """Part of the stop timeout that the role has to reach its next commit; the rest is for saving."""
 
@@ -203,8 +205,10 @@ class Node:
         if self.process.stopping is not None:
             self._work.cancel()
         pulse = asyncio.create_task(self._pulse(), name=f"pulse of {self.me.name}")
+        flush_within = 0.0
         try:
             await self._work
+            flush_within = FLUSH_S
         except asyncio.CancelledError:
             await self._save_what_stands()
             raise Interrupted(f"{self.me.name}: {self.process.stopping}") from None
@@ -212,7 +216,7 @@ class Node:
             pulse.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await pulse
-            await self.peers.close(flush_within=2.0)
+            await self.peers.close(flush_within)
 
     async def _life(self) -> None:
         self.report("state", state="starting", detail="building the model and the data")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from smolcluster.comms import wire
-from smolcluster.comms.link import Direction, Frame, Link, Sink, Timing, write_all
+from smolcluster.comms.link import Direction, Frame, Link, Sink, Timing, shut, write_all
 from smolcluster.comms.security import Credentials, Identity, peer_of
 from smolcluster.comms.wire import Envelope
 from smolcluster.errors import PeerProtocolError, Problem
@@ -25,6 +25,8 @@ HANDSHAKE_S = 10.0
 """A handshake must be over within that time, or the connection is cut."""
 MAX_HANDSHAKES = 32
 """Handshakes at one time; further connections are closed at once, so that strangers cannot use up memory."""
+ACCEPT_PAUSE_S = 0.1
+"""Pause after a connection that could not be accepted."""
 DIAL_S = 5.0
 """One attempt to connect; there are more until ``connect_timeout_s``."""
 
@@ -81,6 +83,8 @@ class TcpTransport:
         self._listener = socket.create_server((host, port), backlog=128)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._acceptor = threading.Thread(target=self._accept, name="acceptor", daemon=True)
+        self._greeting: dict[threading.Thread, socket.socket] = {}
+        self._closers: list[threading.Thread] = []
         self._retired_sent = self._retired_received = 0
 
     def start(self, sink: Sink) -> None:
@@ -98,17 +102,25 @@ class TcpTransport:
             def dial(direction: Direction, expected: int) -> tuple[socket.socket, int]:
                 return self._dial(peer, where, direction, expected)
 
-        link = Link(peer, self.sink, self.timing, dial)
+        overhead = wire.tls_overhead if self.config.encryption == "on" else lambda num_bytes: 0
+        link = Link(peer, self.sink, self.timing, dial, overhead)
         with self._lock:
             self.links[peer.name] = link
         link.start()
 
     def disconnect(self, name: str) -> None:
-        """End the link to a member that is no longer one."""
+        """End the link to a member that is no longer one; returns at once."""
         with self._lock:
             link = self.links.pop(name, None)
-        if link is not None:
-            link.close(0.0)
+            if link is None:
+                return
+            closer = threading.Thread(target=self._retire, args=(link,), name=f"closing {name}", daemon=True)
+            self._closers = [*(other for other in self._closers if other.is_alive()), closer]
+            closer.start()
+
+    def _retire(self, link: Link) -> None:
+        link.close(0.0)
+        with self._lock:
             self._retired_sent += link.sent_bytes
             self._retired_received += link.received_bytes
 
@@ -126,26 +138,30 @@ class TcpTransport:
 
     def traffic(self) -> tuple[int, int]:
         """Bytes (sent, received) at the sockets so far, headers and the overhead of TLS records included."""
-        links = list(self.links.values())
-        sent = self._retired_sent + sum(link.sent_bytes for link in links)
-        received = self._retired_received + sum(link.received_bytes for link in links)
-        if self.config.encryption == "off":
-            return sent, received
-        return sent + wire.tls_overhead(sent), received + wire.tls_overhead(received)
+        with self._lock:
+            links = list(self.links.values())
+            sent = self._retired_sent + sum(link.sent_bytes for link in links)
+            received = self._retired_received + sum(link.received_bytes for link in links)
+        return sent, received
 
     def close(self, flush_within: float) -> None:
         """End all links, after at most ``flush_within`` seconds for what is queued, and all threads."""
         self._closed.set()
         with self._lock:
-            links = list(self.links.values())
-        closers = [threading.Thread(target=link.close, args=(flush_within,), name="closer") for link in links]
-        for closer in closers:
-            closer.start()
+            links, closers = list(self.links.values()), list(self._closers)
+        for link in links:
+            closers.append(threading.Thread(target=link.close, args=(flush_within,), name="closer"))
+            closers[-1].start()
         for closer in closers:
             closer.join()
         self._listener.close()
         if self._acceptor.ident is not None:
             self._acceptor.join(2.0)
+        with self._lock:
+            greeting = dict(self._greeting)
+        for thread, sock in greeting.items():
+            shut(sock)
+            thread.join(2.0)
 
     # --- opening connections -----------------------------------------------------------------------------
 
@@ -181,21 +197,41 @@ class TcpTransport:
                 raw, where = self._listener.accept()
             except TimeoutError:
                 continue
-            except OSError:
-                return
+            except OSError as error:
+                if self._closed.is_set():
+                    return
+                # The caller has gone again, or this process has too many files open: neither lasts.
+                self._count("not accepted", f"{type(error).__name__}: {error}")
+                self._closed.wait(ACCEPT_PAUSE_S)
+                continue
             if not self._handshakes.acquire(blocking=False):
                 self._count("too many handshakes", f"from {where[0]}")
                 raw.close()
                 continue
-            threading.Thread(target=self._welcome, args=(raw, where), name="handshake", daemon=True).start()
+            thread = threading.Thread(target=self._welcome, args=(raw, where), name="handshake", daemon=True)
+            with self._lock:
+                self._greeting[thread] = raw
+            thread.start()
 
     def _welcome(self, raw: socket.socket, where: tuple[str, int]) -> None:
         """The accepting side of a handshake, in a thread of its own."""
+        try:
+            self._greet(raw, where)
+        finally:
+            self._handshakes.release()
+            with self._lock:
+                del self._greeting[threading.current_thread()]
+
+    def _greet(self, raw: socket.socket, where: tuple[str, int]) -> None:
+        """Check who has dialled us, agree where to resume, and hand the connection to its link."""
         sock = raw
         try:
             _tune(raw)
             raw.settimeout(HANDSHAKE_S)
-            sock = self.identity.wrap(raw, dialled=False)
+            sock = self.identity.prepare(raw, dialled=False)
+            with self._lock:
+                self._greeting[threading.current_thread()] = sock
+            sock.do_handshake()
             name, joined = peer_of(sock, self.identity.run)
             kind, envelope = _read_control(sock)
             link = self._expected_link(sock, name, joined, kind, envelope)
@@ -209,8 +245,6 @@ class TcpTransport:
         except (OSError, EOFError) as error:
             self._count("handshake", f"{where[0]}: {type(error).__name__}: {error}")
             sock.close()
-        finally:
-            self._handshakes.release()
 
     def _expected_link(self, sock: ssl.SSLSocket, name: str, joined: int, kind: int, envelope: Envelope) -> Link:
         """The link that this connection is for; tells the peer why where there is none."""

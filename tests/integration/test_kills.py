@@ -1,0 +1,50 @@
+"""Three of the seeded kills of ``tests.integration.kills``, and what Ctrl-C and the controller's death do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.command import Command, command, gone
+from tests.integration.kills import WORDS, kill
+
+
+@pytest.mark.parametrize(
+    ("algo", "victim", "moment", "seed"),
+    [("syncps", "worker1", "step", 11), ("syncps", "server", "checkpoint", 12), ("edp", "worker1", "evaluation", 13)],
+)
+def test_kill(tmp_path: Path, algo: str, victim: str, moment: str, seed: int) -> None:
+    kill(algo, victim, moment, seed, tmp_path / "run")
+
+
+def test_interrupt_leaves_a_usable_run(tmp_path: Path) -> None:
+    with Command(tmp_path / "run", (*WORDS, "train.max_steps=100000")) as run:
+        run.wait_until(lambda: run.steps() > 30, "step 30")
+        began = time.monotonic()
+        os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does: to everybody in the foreground
+        code = run.finish()
+        ended = time.monotonic() - began
+        pids = run.all_pids()
+    assert code == 130
+    assert ended < 5
+    gone(pids, 1)
+    assert run.summary["status"] == "interrupted"
+    assert (run.run / "loss.png").stat().st_size > 1000
+    step = int((run.run / "checkpoints" / "latest").resolve().name.removeprefix("step-"))
+    assert step == run.metrics[-1]["step"], "the last step is saved, not just the last due one"
+    again = command(tmp_path / "again", f"resume={run.run}", f"train.max_steps={step + 10}")
+    assert again.metrics[0]["step"] == step + 1
+    assert run.lines[-1].endswith("run/0")
+
+
+def test_killed_controller_leaves_no_process(tmp_path: Path) -> None:
+    with Command(tmp_path / "run", (*WORDS, "train.max_steps=100000")) as run:
+        run.wait_until(lambda: run.steps() > 10, "step 10")
+        pids = run.all_pids()
+        run.process.kill()
+        run.finish()
+        gone(pids, 10)
