@@ -297,6 +297,7 @@ class Server:
             details={
                 "weight_version": min(update.version for update in updates),
                 "workers": len(round_.arrived),
+                "compute_s": computing / len(updates),
                 "dropped_samples": span.size - sum(update.num_samples for update in updates),
                 "accepted": self.by_worker("accepted"),
                 "late": self.by_worker("late"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ONLY_SHOW = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--version")
 """With one of these Hydra only shows something: nothing is validated and nothing runs."""
-TAKES_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
+TAKES_VALUE = ("--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

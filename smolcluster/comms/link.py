@@ -272,7 +272,8 @@ class Link:
 
     def _write_frame(self, sock: socket.socket, frame: Frame, seq: int) -> None:
         head = wire.encode(frame.kind, self.sink.stamp(seq, self.incoming.expected, frame.plain, frame.tensors))
-        for part in (head, *frame.payload):
+        parts: list[bytes | memoryview] = [head, *frame.payload]
+        for part in parts:
             self.sent_bytes += write_all(sock, part) + self.overhead(len(part))
 
     def acknowledged(self, expected: int) -> None:

@@ -11,29 +11,33 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from smolcluster.comms.buffers import BufferPool, Layout, as_bytes, as_tensor, verify
 from smolcluster.comms.link import Frame, Sink
+from smolcluster.comms.mailbox import Mailbox, OnItsWay
 from smolcluster.comms.membership import Admission, admit, changes
 from smolcluster.comms.wire import Envelope, TensorSpec
-from smolcluster.errors import PeerLost, PeerProtocolError
+from smolcluster.errors import LocalProtocolError, PeerLost, PeerProtocolError
 from smolcluster.messages import Message, parse, plain_fields, tensor_fields, with_tensors
 from smolcluster.ports import Member, Received, Reporter, View, ViewChanged
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
+
+T = TypeVar("T")
 
 MAX_WAITING = 64
 """Messages of one peer that the role has not taken yet; more are not read from the socket."""
 BUFFERS_PER_PEER = 2
 """Receive buffers per peer and layout: one in use, one to receive into meanwhile."""
-WAIT_FOR_VIEW_S = 5.0
-"""How long a frame of a newer generation waits for the view to reach us."""
+ROOM_S = 0.25
+"""Who waits for room looks that often whether the peer is still a member."""
 WATCH_S = 0.25
 """How often silence is looked for."""
 
@@ -44,7 +48,7 @@ class Transport(Protocol):
     address: tuple[str, int]
 
     def start(self, sink: Sink) -> None: ...
-    def connect(self, peer: Member, address: tuple[str, int] | None) -> None: ...
+    def connect(self, peer: Member, address: tuple[str, int] | None, curve_key: str = "") -> None: ...
     def disconnect(self, name: str) -> None: ...
     def send(self, to: str, frame: Frame) -> None: ...
     def is_up(self, name: str) -> bool: ...
@@ -55,7 +59,10 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """Deadlines, in seconds; ``silent`` peers are reported, a lost server ends the run."""
+    """Deadlines, in seconds; ``silent`` peers are reported, a lost server ends the run.
+
+    A frame of a newer generation waits ``lost_s`` for the view to reach us.
+    """
 
     connect_s: float
     silent_s: float
@@ -73,6 +80,20 @@ class Landing:
     payload: list[memoryview] = field(default_factory=list)
 
 
+@dataclass
+class _Linked:
+    """What is kept for one member that we hold a link to."""
+
+    member: Member
+    since: float
+    slots: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(MAX_WAITING))
+    pools: dict[str, BufferPool] = field(default_factory=dict)
+    pending: set[OnItsWay] = field(default_factory=set)
+    ever_up: bool = False
+    reported_silent: bool = False
+    gone: bool = False
+
+
 class NodePeers:
     """Implements :class:`smolcluster.ports.Peers` over a transport, and is the sink of that transport."""
 
@@ -84,13 +105,9 @@ class NodePeers:
         self._view = View(generation=0, members=(me,))
         self._view_changed = threading.Condition()
         self._loop = asyncio.get_running_loop()
-        self._mailbox = _Mailbox(self._loop)
-        self._pools: dict[tuple[str, str], BufferPool] = {}
-        self._slots: dict[str, threading.BoundedSemaphore] = {}
-        self._pending: dict[str, set[_Delivery]] = {}
-        self._linked_at: dict[str, float] = {}
-        self._ever_up: set[str] = set()
-        self._reported_silent: set[str] = set()
+        self._mailbox = Mailbox(self._loop)
+        self._linked: dict[str, _Linked] = {}
+        self._counting = threading.Lock()
         self._lost: PeerLost | None = None
         self._waited_s = 0.0
         self._saved_bytes = 0
@@ -108,33 +125,44 @@ class NodePeers:
     def waited_s(self) -> float:
         return self._waited_s
 
-    def send(self, to: str, message: Message) -> _Delivery:
-        delivery = _Delivery(self._loop, to, type(message).__name__)
+    def send(self, to: str, message: Message) -> OnItsWay:
+        delivery = OnItsWay(self._loop, to, type(message).__name__)
         if to == self.me.name:
             self._mailbox.put(Received(self.me, message))
             delivery.complete()
             return delivery
-        if self._view.get(to) is None or to not in self._slots:
+        linked = self._linked.get(to)
+        if self._view.get(to) is None or linked is None:
             self.refused(to, "not sent: no member", type(message).__name__)
             delivery.complete()
             return delivery
         tensors = tensor_fields(message)
-        specs, payload = [], []
-        for layout_name, tensor in tensors:
-            layout = self.layouts[layout_name]
-            specs.append(TensorSpec(layout_name, layout.dtype, layout.numel))
-            payload.append(as_bytes(tensor))
-            self._saved_bytes += layout.saved_bytes
-        pending = self._pending[to]
-        pending.add(delivery)
+        specs = tuple(self._spec(layout_name, tensor) for layout_name, tensor in tensors)
         delivery.keep = tensors
 
         def done() -> None:
-            pending.discard(delivery)
+            linked.pending.discard(delivery)
             delivery.complete()
 
-        self.transport.send(to, Frame(message.code, plain_fields(message), tuple(specs), payload, done))
+        linked.pending.add(delivery)
+        payload = [as_bytes(tensor) for _, tensor in tensors]
+        try:
+            self.transport.send(to, Frame(message.code, plain_fields(message), specs, payload, done))
+        except LocalProtocolError as error:  # it takes nothing: not the role's fault, and nothing it could mend
+            self.refused(to, "not sent: queue full", str(error))
+            self._report_silence(linked, f"takes nothing: {error}", 0.0)
+            done()
+        else:
+            self._saved_bytes += sum(self.layouts[layout_name].saved_bytes for layout_name, _ in tensors)
         return delivery
+
+    def _spec(self, layout_name: str, tensor: Tensor) -> TensorSpec:
+        layout = self.layouts[layout_name]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if (dtype, tensor.numel()) != (layout.dtype, layout.numel):
+            agreed = f"{layout.dtype}[{layout.numel}]"
+            raise LocalProtocolError(f"{layout_name} must be {agreed}, got {dtype}[{tensor.numel()}]")
+        return TensorSpec(layout_name, layout.dtype, layout.numel)
 
     async def next(self, until: float, waiting_for: str) -> Received | ViewChanged | None:
         started = time.monotonic()
@@ -144,8 +172,10 @@ class NodePeers:
             self._waited_s += time.monotonic() - started
         if isinstance(event, PeerLost):
             raise PeerLost(event.peer, f"waiting for {waiting_for}", event.reason)
-        if isinstance(event, Received) and event.sender.name in self._slots:
-            self._slots[event.sender.name].release()
+        if isinstance(event, Received):
+            linked = self._linked.get(event.sender.name)
+            if linked is not None and linked.member == event.sender:
+                linked.slots.release()
         return event
 
     def traffic(self) -> Mapping[str, int]:
@@ -159,7 +189,13 @@ class NodePeers:
         self.layouts = dict(layouts)
         self.max_payload_bytes = sum(layout.num_bytes for layout in layouts.values())
 
-    def change_view(self, view: View, links: Iterable[tuple[Member, tuple[str, int] | None]], reason: str) -> None:
+    def change_view(
+        self,
+        view: View,
+        links: Iterable[tuple[Member, tuple[str, int] | None]],
+        reason: str,
+        curve_keys: Mapping[str, str] | None = None,
+    ) -> None:
         """The controller's word on who takes part. ``links``: to whom we hold links, and where to dial (or not)."""
         lost, joined = changes(self._view, view)
         wanted = {member.name: (member, address) for member, address in links}
@@ -169,59 +205,60 @@ class NodePeers:
             self._view = view
             self._view_changed.notify_all()
         for name, (member, address) in wanted.items():
-            if name not in self._slots:
-                self._slots[name] = threading.BoundedSemaphore(MAX_WAITING)
-                self._pending[name] = set()
-                self._linked_at[name] = time.monotonic()
-                self.transport.connect(member, address)
+            if name not in self._linked:
+                self._linked[name] = _Linked(member, time.monotonic())
+                self.transport.connect(member, address, (curve_keys or {}).get(name, ""))
         self._mailbox.put(ViewChanged(view, lost, joined, reason))
 
     async def close(self, flush_within: float) -> None:
         """Send what is queued, say goodbye and end all threads."""
         self._closing = True
         self._watcher.cancel()
+        with self._view_changed:
+            self._view_changed.notify_all()
         await self._loop.run_in_executor(None, self.transport.close, flush_within)
-        for pending in self._pending.values():
-            for delivery in list(pending):
+        for linked in self._linked.values():
+            for delivery in list(linked.pending):
                 delivery.complete()
 
     def _drop_link(self, name: str) -> None:
-        self._slots.pop(name, None)
-        self._ever_up.discard(name)
-        self._reported_silent.discard(name)
-        self._pools = {key: pool for key, pool in self._pools.items() if key[0] != name}
-        for delivery in list(self._pending.pop(name, ())):
-            delivery.complete()
-        threading.Thread(target=self.transport.disconnect, args=(name,), name=f"closing {name}", daemon=True).start()
+        linked = self._linked.pop(name, None)
+        if linked is not None:
+            linked.gone = True
+            self.transport.disconnect(name)
+            for delivery in list(linked.pending):
+                delivery.complete()
 
     async def _watch(self) -> None:
         """Report peers that give no sign of life; give up when it is the server that is gone."""
         while True:
             await asyncio.sleep(WATCH_S)
             now = time.monotonic()
-            for name in list(self._slots):
-                if self.transport.is_up(name):
-                    self._ever_up.add(name)
+            for name, linked in self._linked.items():
+                linked.ever_up = linked.ever_up or self.transport.is_up(name)
                 silence, cause = self.transport.silent_for(name)
-                if name not in self._ever_up:
-                    silence = now - self._linked_at[name]
-                    limit, what = self.patience.connect_s, "could not be connected to"
-                else:
+                if linked.ever_up:
                     limit, what = self.patience.silent_s, "gives no sign of life"
-                self._judge_silence(name, silence, limit, f"{what} for {silence:.1f} s ({cause})")
+                else:
+                    silence = now - linked.since
+                    limit, what = self.patience.connect_s, "could not be connected to"
+                self._judge_silence(linked, silence, limit, f"{what} for {silence:.1f} s ({cause})")
 
-    def _judge_silence(self, name: str, silence: float, limit: float, reason: str) -> None:
+    def _judge_silence(self, linked: _Linked, silence: float, limit: float, reason: str) -> None:
         if silence < limit:
-            self._reported_silent.discard(name)
+            linked.reported_silent = False
             return
-        if name not in self._reported_silent:
-            self._reported_silent.add(name)
-            self.report("silent", peer=name, reason=reason, seconds=silence)
-        member = self._view.get(name)
-        lost_after = max(limit, self.patience.lost_s) if name in self._ever_up else limit
-        if member is not None and member.role == "server" and silence >= lost_after and self._lost is None:
-            self._lost = PeerLost(name, "the run", reason)
+        self._report_silence(linked, reason, silence)
+        lost_after = max(limit, self.patience.lost_s) if linked.ever_up else limit
+        if linked.member.role == "server" and silence >= lost_after and self._lost is None:
+            self._lost = PeerLost(linked.member.name, "the run", reason)
             self._mailbox.put(self._lost)
+
+    def _report_silence(self, linked: _Linked, reason: str, seconds: float) -> None:
+        """Once, until it shows a sign of life again."""
+        if not linked.reported_silent:
+            linked.reported_silent = True
+            self.report("silent", peer=linked.member.name, reason=reason, seconds=seconds)
 
     # --- the sink: called from the transport's threads -----------------------------------------------------
 
@@ -238,50 +275,75 @@ class NodePeers:
             raise PeerProtocolError("wrong sender", f"{cls.__name__} is a {cls.sender}'s to send, not a {peer.role}'s")
         for spec in envelope.tensors:
             verify(spec, self.layouts)
-        slots = self._slots.get(peer.name)
-        if slots is None or not slots.acquire(timeout=self.patience.lost_s):
-            raise PeerProtocolError("flood", f"{MAX_WAITING} messages of {peer.name} wait to be read")
+        linked = self._linked.get(peer.name)
+        if linked is None or linked.member != peer:
+            raise PeerProtocolError("not a member", f"{peer.name} has just been removed")
+        self._wait_for_room(linked, lambda: linked.slots.acquire(timeout=ROOM_S) or None)
         try:
-            arrays = {name: self._pool(peer.name, name).take(self.patience.lost_s) for name in names}
+            arrays = {name: self._buffer(linked, name) for name in names}
         except PeerProtocolError:
-            slots.release()
+            linked.slots.release()
             raise
         payload = [memoryview(array).cast("B") for array in arrays.values()]  # type: ignore[arg-type]
         return Landing(peer, cls, plain, arrays, payload)
 
     def _judge_membership(self, envelope: Envelope) -> None:
-        until = time.monotonic() + WAIT_FOR_VIEW_S
+        until = time.monotonic() + self.patience.lost_s
         with self._view_changed:
             while True:
                 verdict, reason = admit(self._view, envelope.sender, envelope.joined, envelope.generation)
                 left = until - time.monotonic()
-                if verdict is not Admission.WAIT or left <= 0 or envelope.generation > self._view.generation + 1000:
+                hopeless = left <= 0 or self._closing or envelope.generation > self._view.generation + 1000
+                if verdict is not Admission.WAIT or hopeless:
                     break
                 self._view_changed.wait(left)
         if verdict is not Admission.ACCEPT:
             raise PeerProtocolError(reason, f"generation {envelope.generation}, ours {self._view.generation}")
 
-    def _pool(self, peer: str, layout: str) -> BufferPool:
-        key = (peer, layout)
-        pool = self._pools.get(key)
+    def _buffer(self, linked: _Linked, layout: str) -> NDArray[np.generic]:
+        pool = linked.pools.get(layout)
         if pool is None:
-            pool = self._pools[key] = BufferPool(self.layouts[layout], BUFFERS_PER_PEER)
-        return pool
+            pool = linked.pools[layout] = BufferPool(self.layouts[layout], BUFFERS_PER_PEER)
+        return self._wait_for_room(linked, lambda: pool.take(ROOM_S))
+
+    def _wait_for_room(self, linked: _Linked, attempt: Callable[[], T | None]) -> T:
+        """Back-pressure: the sender waits for as long as the role does not read, and nothing is lost."""
+        while not (linked.gone or self._closing):
+            got = attempt()
+            if got is not None:
+                return got
+        raise PeerProtocolError("not a member", f"{linked.member.name} was removed while its message waited for room")
 
     def deliver(self, peer: Member, landing: Landing) -> None:
         tensors = {name: as_tensor(array) for name, array in landing.arrays.items()}
         landing.arrays.clear()
         landing.payload.clear()
         message = with_tensors(landing.cls, landing.plain, tensors)
-        self._in_loop(lambda: self._mailbox.put(Received(peer, message)))
+        self._in_loop(lambda: self._arrive(peer, message))
+
+    def _arrive(self, peer: Member, message: Message) -> None:
+        """In the event loop: the view may have changed since the frame was admitted."""
+        linked = self._linked.get(peer.name)
+        if linked is not None and linked.member == peer:
+            self._mailbox.put(Received(peer, message))
+        else:
+            self.refused(peer.name, "not a member", f"{type(message).__name__} came in while it was removed")
+
+    def abandon(self, peer: Member, landing: Landing) -> None:
+        landing.arrays.clear()
+        landing.payload.clear()
+        linked = self._linked.get(peer.name)
+        if linked is not None and linked.member == peer:
+            linked.slots.release()
 
     def link_changed(self, peer: Member, up: bool, reason: str) -> None:
         self._in_loop(lambda: self.report("link", peer=peer.name, up=up, reason=reason))
 
     def refused(self, peer: str, reason: str, detail: str) -> None:
         """Count, and tell the controller of the first of each kind and then of every hundredth."""
-        self.refusals[peer, reason] += 1
-        count = self.refusals[peer, reason]
+        with self._counting:  # += is not atomic, and each peer has a thread
+            self.refusals[peer, reason] += 1
+            count = self.refusals[peer, reason]
         if count == 1 or count % 100 == 0:
             fields = {"kind": "refused", "peer": peer or "a stranger", "reason": reason, "detail": detail[:200]}
             self._in_loop(lambda: self.report("journal", count=count, step=None, **fields))
@@ -292,66 +354,3 @@ class NodePeers:
         except RuntimeError:
             if not self._closing:
                 raise  # otherwise the loop has ended before this thread; nobody listens any more
-
-
-class _Delivery:
-    """A message on its way; completed from a transport's thread."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, peer: str, what: str) -> None:
-        self.done = False
-        self.keep: Any = None
-        self._loop, self._peer, self._what = loop, peer, what
-        self._waiter: asyncio.Future[None] | None = None
-
-    def complete(self) -> None:
-        self.done, self.keep = True, None
-        if self._waiter is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self, within: float) -> None:
-        self._waiter = self._loop.create_future()
-        if self.done:  # looked at after the waiter stands there, so that no completion is missed
-            return
-        try:
-            async with asyncio.timeout(within):
-                await self._waiter
-        except TimeoutError:
-            raise PeerLost(self._peer, f"sending {self._what}", f"not taken within {within:g} s") from None
-
-
-Event = Received | ViewChanged | PeerLost
-
-
-class _Mailbox:
-    """What the role has not taken yet. One reader, in the event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._events: deque[Event] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, event: Event) -> None:
-        self._events.append(event)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def get(self, until: float) -> Event | None:
-        """The oldest event; None when the loop's clock passes ``until`` first."""
-        if not self._events:
-            self._waiter = self._loop.create_future()
-            timer = self._loop.call_at(until, self._wake) if until != float("inf") else None
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-                if timer is not None:
-                    timer.cancel()
-        return self._events.popleft() if self._events else None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)

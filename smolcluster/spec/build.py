@@ -10,8 +10,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+import yaml
+
+import smolcluster
 from smolcluster.errors import ConfigError, Problem
 from smolcluster.spec.run import RunSpec
 from smolcluster.spec.schema import TARGET, Group, check, hints
@@ -30,6 +34,27 @@ PACKAGES: Mapping[str, str] = {
     "logging": "smolcluster.tracking.logs",
 }
 """Config group -> the package (or module) that its components live in."""
+
+
+def conf_dir() -> Path:
+    """conf/ as it is installed, or as it lies in a checkout."""
+    package = Path(smolcluster.__file__).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def option(group: str, name: str) -> Any:
+    """The component of ``conf/<group>/<name>.yaml`` with its defaults."""
+    known = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+    if name not in known:
+        raise ConfigError([Problem(key=group, value=name, rule=f"must be one of {', '.join(known)}")])
+    part = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text())
+    cls = component_class(group, part[TARGET])
+    problems: list[Problem] = []
+    component: Any = check(cls, part, group, problems) if cls is not None else None
+    if problems or component is None:
+        raise ConfigError(problems)
+    return component
 
 
 def groups() -> dict[str, str]:

@@ -25,13 +25,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import smolcluster
 from smolcluster.errors import ConfigError, Problem
+from smolcluster.spec.build import conf_dir
 from smolcluster.spec.run import RunSpec
 from smolcluster.spec.schema import closest
 from smolcluster.spec.validate import validated
 
 CONFIG_NAME = "config"
+__all__ = ["CONFIG_NAME", "conf_dir", "spec_of", "validate_jobs"]
 
 
 class Composed(NamedTuple):
@@ -39,13 +40,6 @@ class Composed(NamedTuple):
 
     config: dict[str, Any]
     problems: list[Problem]
-
-
-def conf_dir() -> Path:
-    """conf/ as it is installed, or as it lies in a checkout."""
-    package = Path(smolcluster.__file__).parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def validate_jobs(words: Sequence[str], config_dir: str | None) -> list[RunSpec]:

@@ -128,6 +128,8 @@ def _value(hint: Any, value: Any, path: str, default: Any, problems: list[Proble
     if get_origin(hint) is Annotated:
         hint, *extra = get_args(hint)
         limits = tuple(extra)
+    if value == MISSING:
+        return _wrong("must be set: it has no default", value, path, problems)
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in inner:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import queue
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from smolcluster.comms import wire
-from smolcluster.comms.link import Frame, Sink
-from smolcluster.errors import PeerProtocolError, Problem
+from smolcluster.comms.link import MAX_QUEUED_FRAMES, Frame, Sink
+from smolcluster.errors import LocalProtocolError, PeerProtocolError, Problem
 from smolcluster.ports import Member
 from smolcluster.spec.schema import Range
 
 if TYPE_CHECKING:
     from smolcluster.comms.security import Credentials
     from smolcluster.spec.run import RunSpec
+
+JOIN_S = 2.0
+"""How long a reader is waited for; it may be in the middle of a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,72 +46,134 @@ class Memory:
 
     def transports(self, credentials: Sequence[Credentials], host: str, port: int) -> list[MemoryTransport]:
         """One transport for each node of this process."""
-        hub: dict[str, MemoryTransport] = {}
-        for each in credentials:
-            hub[each.name] = MemoryTransport(each.name, hub, self.chaos_delay_s)
-        return list(hub.values())
+        hub = Hub()
+        return [MemoryTransport(each.name, hub, self.chaos_delay_s) for each in credentials]
+
+
+class Pipe:
+    """What one node has sent to another and is not taken yet: (header and meta, frame), oldest first."""
+
+    def __init__(self) -> None:
+        self.frames: deque[tuple[bytes, Frame]] = deque()
+        self.changed = threading.Condition()
+        self.closed = False
+        self.received_bytes = 0
+
+    def put(self, head: bytes, frame: Frame, to: str) -> None:
+        with self.changed:
+            if len(self.frames) >= MAX_QUEUED_FRAMES:
+                raise LocalProtocolError(f"{MAX_QUEUED_FRAMES} frames to {to} are unacknowledged")
+            self.frames.append((head, frame))
+            self.changed.notify_all()
+
+    def oldest(self) -> tuple[bytes, Frame] | None:
+        """Wait for a frame, and leave it there until it is :meth:`taken`; None when the pipe is closed."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.frames or self.closed)
+            return None if self.closed else self.frames[0]
+
+    def taken(self) -> None:
+        with self.changed:
+            _, frame = self.frames.popleft()
+            self.changed.notify_all()
+        frame.done()
+
+    def flush(self, within: float) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.frames or self.closed, within)
+
+    def close(self) -> None:
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+
+class Hub:
+    """The pipes of all nodes, by (sender, receiver), made when first needed: nobody must be there first."""
+
+    def __init__(self) -> None:
+        self._pipes: dict[tuple[str, str], Pipe] = {}
+        self._lock = threading.Lock()
+
+    def pipe(self, sender: str, receiver: str) -> Pipe:
+        with self._lock:
+            return self._pipes.setdefault((sender, receiver), Pipe())
+
+    def drop(self, sender: str, receiver: str) -> None:
+        """What is sent from now on goes into a fresh pipe."""
+        with self._lock:
+            self._pipes.pop((sender, receiver), None)
+
+    def sent_by(self, sender: str) -> list[Pipe]:
+        with self._lock:
+            return [pipe for (start, _), pipe in self._pipes.items() if start == sender]
 
 
 class MemoryTransport:
-    """One node's end. A thread delivers what the others send, in order of sending."""
+    """One node's end. A thread for each peer takes in what it has sent."""
 
-    def __init__(self, name: str, hub: dict[str, MemoryTransport], chaos_delay_s: float) -> None:
+    def __init__(self, name: str, hub: Hub, chaos_delay_s: float) -> None:
         self.name, self.hub, self.chaos_delay_s = name, hub, chaos_delay_s
         self.address = ("memory", 0)
-        self.sent_bytes = self.received_bytes = 0
-        self._peers: dict[str, Member] = {}
-        self._inbox: queue.SimpleQueue[tuple[str, bytes, Frame] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._deliver, name=f"memory of {name}", daemon=True)
+        self.sent_bytes = 0
         self._seq = 0
+        self._incoming: dict[str, Pipe] = {}
+        self._read_from: list[tuple[Pipe, threading.Thread]] = []
 
     def start(self, sink: Sink) -> None:
         self.sink = sink
-        self._thread.start()
 
-    def connect(self, peer: Member, address: tuple[str, int] | None) -> None:
-        self._peers[peer.name] = peer
+    def connect(self, peer: Member, address: tuple[str, int] | None, curve_key: str = "") -> None:
+        pipe = self.hub.pipe(peer.name, self.name)
+        thread = threading.Thread(target=self._read, args=(peer, pipe), name=f"reader from {peer.name}", daemon=True)
+        self._incoming[peer.name] = pipe
+        self._read_from.append((pipe, thread))
+        thread.start()
         self.sink.link_changed(peer, True, "connected")
 
     def disconnect(self, name: str) -> None:
-        self._peers.pop(name, None)
+        self._incoming.pop(name).close()
+        self.hub.drop(name, self.name)
+        self.hub.drop(self.name, name)
 
     def send(self, to: str, frame: Frame) -> None:
         head = wire.encode(frame.kind, self.sink.stamp(self._seq, 0, frame.plain, frame.tensors))
+        self.hub.pipe(self.name, to).put(head, frame, to)
         self._seq += 1
         self.sent_bytes += len(head) + wire.total(frame.tensors)
-        self.hub[to]._inbox.put((self.name, head, frame))
 
     def is_up(self, name: str) -> bool:
-        return name in self._peers
+        return name in self._incoming
 
     def silent_for(self, name: str) -> tuple[float, str]:
         return 0.0, ""
 
     def traffic(self) -> tuple[int, int]:
-        return self.sent_bytes, self.received_bytes
+        return self.sent_bytes, sum(pipe.received_bytes for pipe, _ in self._read_from)
 
     def close(self, flush_within: float) -> None:
-        self._inbox.put(None)
-        self._thread.join(flush_within + 1.0)
+        until = time.monotonic() + flush_within
+        for pipe in self.hub.sent_by(self.name):
+            pipe.flush(until - time.monotonic())
+        for pipe, thread in self._read_from:
+            pipe.close()
+            thread.join(JOIN_S)
 
-    def _deliver(self) -> None:
-        while (item := self._inbox.get()) is not None:
-            sender, head, frame = item
+    def _read(self, peer: Member, pipe: Pipe) -> None:
+        while (item := pipe.oldest()) is not None:
             if self.chaos_delay_s:
                 time.sleep(random.uniform(0, self.chaos_delay_s))
             try:
-                self._take(sender, memoryview(head), frame)
+                self._take(peer, pipe, *item)
             except PeerProtocolError as error:
-                self.sink.refused(sender, error.reason, str(error))
-            frame.done()
+                self.sink.refused(peer.name, error.reason, str(error))
+            pipe.taken()
 
-    def _take(self, sender: str, head: memoryview, frame: Frame) -> None:
-        header = wire.parse_header(head[: wire.HEADER.size], self.sink.max_payload_bytes)
-        envelope = wire.parse_meta(head[wire.HEADER.size :], header.payload_bytes)
-        self.received_bytes += len(head) + header.payload_bytes
-        peer = self._peers.get(sender)
-        if peer is None:
-            raise PeerProtocolError("not a member", f"{sender} is not connected to {self.name}")
+    def _take(self, peer: Member, pipe: Pipe, head: bytes, frame: Frame) -> None:
+        view = memoryview(head)
+        header = wire.parse_header(view[: wire.HEADER.size], self.sink.max_payload_bytes)
+        envelope = wire.parse_meta(view[wire.HEADER.size :], header.payload_bytes)
+        pipe.received_bytes += len(head) + header.payload_bytes
         landing = self.sink.admit(peer, header.kind, envelope)
         for target, source in zip(landing.payload, frame.payload, strict=True):
             target[:] = source

@@ -92,7 +92,7 @@ class TcpTransport:
         self.sink = sink
         self._acceptor.start()
 
-    def connect(self, peer: Member, address: tuple[str, int] | None) -> None:
+    def connect(self, peer: Member, address: tuple[str, int] | None, curve_key: str = "") -> None:
         """Open a link to ``peer``. ``address`` is where to dial; None: it dials us."""
         assert self.sink is not None
         dial = None
