@@ -159,6 +159,7 @@ class Controller:
                         "generation": view.generation,
                         "members": members,
                         "addresses": addresses,
+                        "curve_keys": self.authority.curve_keys(view.members),
                         "reason": reason,
                     }
                     self._broadcast(self._view)

@@ -38,6 +38,11 @@ class NodeJournal:
         self._logged = (time.monotonic(), self.samples, 0)
         self._items = 0
 
+    @property
+    def last(self) -> Step | None:
+        """The last committed step, on the node that commits."""
+        return self._committed[0] if self._committed else None
+
     async def commit(self, step: Step, state: AlgorithmState) -> None:
         train = self.spec.train
         self._committed, self.step = (step, state), step.version

@@ -81,7 +81,7 @@ class NodeProcess:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.nodes: list[Node] = []
         self.stopping: str | None = None
-        self._view: tuple[View, Mapping[str, Any], str] | None = None
+        self._view: tuple[View, Mapping[str, Any], str, Mapping[str, str]] | None = None
 
     async def run(self) -> int:
         """Run all nodes to their end; returns the exit code."""
@@ -124,7 +124,7 @@ class NodeProcess:
                     generation=command["generation"],
                     members=tuple(Member(**each) for each in command["members"]),
                 )
-                self._view = (view, command["addresses"], command["reason"])
+                self._view = (view, command["addresses"], command["reason"], command.get("curve_keys", {}))
                 self.change_view(*self._view)
             case "stop":
                 self.stop(str(command["reason"]))
@@ -134,9 +134,9 @@ class NodeProcess:
             case "ping":
                 return
 
-    def change_view(self, view: View, addresses: Mapping[str, Any], reason: str) -> None:
+    def change_view(self, view: View, addresses: Mapping[str, Any], reason: str, curve_keys: Mapping[str, str]) -> None:
         for node in self.nodes:
-            node.change_view(view, addresses, reason)
+            node.change_view(view, addresses, reason, curve_keys)
 
     def stop(self, reason: str) -> None:
         if self.stopping is None:
@@ -159,12 +159,13 @@ class Node:
         self._viewed = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
         self._seen = (time.monotonic(), 0, 0.0)
+        self._logged_step = -1
 
     def report(self, event: str, **fields: Any) -> None:
         """An event in this node's name."""
         self.process.report(event, of=self.me.name, **fields)
 
-    def change_view(self, view: View, addresses: Mapping[str, Any], reason: str) -> None:
+    def change_view(self, view: View, addresses: Mapping[str, Any], reason: str, curve_keys: Mapping[str, str]) -> None:
         """Take over the controller's view, and hold links to whom the algorithm talks to."""
         links = []
         for member in view.members:
@@ -173,7 +174,7 @@ class Node:
                 passive = frozenset(name for name in self.start.hosts if self.spec.cluster.node(name).dials_only)
                 ours = dialler(self.me, member, passive) == self.me
                 links.append((member, (str(where[0]), int(where[1])) if ours and where else None))
-        self.peers.change_view(view, links, reason)
+        self.peers.change_view(view, links, reason, curve_keys)
         self._viewed.set()
 
     def talks_to(self, other: Member) -> bool:
@@ -226,6 +227,7 @@ class Node:
         self.journal = NodeJournal(
             self.spec, self.learner, self.peers, self.report, self.start.folder / "checkpoints", before
         )
+        logger.info("%s: model of %d parameters on %s", self.me.name, self._num_params(), self._hardware["device"])
         self.report("ready", hardware=self._hardware, fingerprint=self.learner.fingerprint, params=self._num_params())
         self.report("state", state="connecting", detail="")
         await self._viewed.wait()
@@ -285,10 +287,21 @@ class Node:
             await asyncio.sleep(HEARTBEAT_S)
             self._beat()
 
+    def _progress(self) -> tuple[int, int, float]:
+        """(epoch, step, training loss): of the last committed step, or of this worker's last gradient."""
+        last = self.journal.last if self.journal is not None else None
+        if last is None:
+            return self.learner.last_epoch, self.learner.last_step, self.learner.last_loss
+        return (last.spans[-1].epoch if last.spans else 0), last.version, last.loss
+
     def _beat(self) -> None:
-        """Report step, speed, waiting, traffic and memory."""
+        """Report step, speed, waiting, traffic and memory; a line in the log where the step is another one."""
         if self.learner is None:
             return
+        epoch, step, loss = self._progress()
+        if step != self._logged_step:
+            self._logged_step = step
+            logger.info("Epoch %d, step %d: loss %.4f", epoch, step, loss)
         now, computed, waited = time.monotonic(), self.learner.computed_samples, self.peers.waited_s
         then, before, waited_before = self._seen
         self._seen = (now, computed, waited)
@@ -296,7 +309,7 @@ class Node:
         traffic = self.peers.traffic()
         self.report(
             "node",
-            step=self.journal.step if self.owns_weights and self.journal else self.learner.last_step,
+            step=step,
             samples=computed,
             samples_per_s=(computed - before) / seconds,
             wait_share=min(1.0, (waited - waited_before) / seconds),

@@ -7,6 +7,7 @@ the time that so many samples take. The yardstick is ``algo=ddp``, torch's Distr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -59,6 +60,7 @@ class Bench:
                 measured[case].append(timing)
                 _say(f"{repeat + 1}/{self.repeats} {case}: {timing.step_time_s * 1e3:.1f} ms a step")
         rows = [row(spec, case, timings, measured.get(YARDSTICK)) for case, timings in measured.items()]
+        estimate_wait(rows, measured.get("syncps", []))
         if self.transfer_mb is not None:
             rows += transfers(self.transfer_mb, self.repeats, _say)
         (place.folder / "bench.json").write_text(json.dumps(rows, indent=1))
@@ -78,14 +80,38 @@ class Bench:
             log_steps=1, export=False,
         )  # fmt: skip
         varied = replace(spec, algo=algo, train=train, choices={**spec.choices, "algo": case, "pipeline": "train"})
-        result = conduct(varied, place, console=Silent())
+        meter = Loopback(self.warmup_steps * per_step, steps)
+        result = conduct(varied, place, console=Silent(), watch=meter.on_event)
         if result.outcome.status == "interrupted":
             raise KeyboardInterrupt
         if result.outcome.status != "done":
             raise RunFailed(f"bench: {case}: {result.outcome.reason}")
-        return timing_of(
-            place.folder, self.warmup_steps * per_step, spec.batch_size * spec.cluster.size, result.summary
-        )
+        warmup, batch = self.warmup_steps * per_step, spec.batch_size * spec.cluster.size
+        timing = timing_of(place.folder, warmup, batch, result.summary)
+        if case == YARDSTICK:  # torch's sockets are not ours to count
+            return replace(timing, wire_bytes_per_step=meter.bytes_per_step, wait_share=None)
+        return timing
+
+
+class Loopback:
+    """Bytes on the loopback interface between two steps of a run, TCP headers included (Linux; else None)."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last = first, last
+        self._seen: dict[int, int] = {}
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "metrics" and event["step"] in (self.first, self.last):
+            with contextlib.suppress(OSError):
+                lines = Path("/proc/net/dev").read_text().splitlines()
+                loopback = next(line for line in lines if line.strip().startswith("lo:"))
+                self._seen[event["step"]] = int(loopback.split()[1])
+
+    @property
+    def bytes_per_step(self) -> float | None:
+        if len(self._seen) < 2:
+            return None
+        return (self._seen[self.last] - self._seen[self.first]) / (self.last - self.first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +120,7 @@ class Timing:
 
     step_time_s: float
     samples_per_s: float
-    wire_bytes_per_step: float
+    wire_bytes_per_step: float | None
     wait_share: float | None
     compute_s: float | None
     peak_rss_bytes: int | None
@@ -148,6 +174,7 @@ def _total(wire: Mapping[str, int]) -> int:
 def row(spec: RunSpec, case: str, timings: Sequence[Timing], yardstick: Sequence[Timing] | None) -> dict[str, Any]:
     """A line of bench.json: medians over the repeats, and the median of the ratios repeat by repeat."""
     ratios = [mine.step_time_s / theirs.step_time_s for mine, theirs in zip(timings, yardstick or (), strict=False)]
+    wires = [timing.wire_bytes_per_step for timing in timings if timing.wire_bytes_per_step is not None]
     waits = [timing.wait_share for timing in timings if timing.wait_share is not None]
     return {
         "case": f"{spec.choices.get('model')} on {spec.choices.get('data')}",
@@ -161,11 +188,20 @@ def row(spec: RunSpec, case: str, timings: Sequence[Timing], yardstick: Sequence
         "step_time_s": statistics.median(timing.step_time_s for timing in timings),
         "step_times_s": [timing.step_time_s for timing in timings],
         "samples_per_s": statistics.median(timing.samples_per_s for timing in timings),
-        "wire_bytes_per_step": statistics.median(timing.wire_bytes_per_step for timing in timings),
+        "wire_bytes_per_step": statistics.median(wires) if wires else None,
         "wait_share": statistics.median(waits) if waits else None,
         "peak_rss_bytes": max((timing.peak_rss_bytes or 0 for timing in timings), default=0) or None,
         "ratio_to_ddp": statistics.median(ratios) if ratios else None,
     }
+
+
+def estimate_wait(rows: Sequence[dict[str, Any]], computing: Sequence[Timing]) -> None:
+    """DDP does not say how long it waits: what its step takes beyond a worker's computing, measured in SyncPS."""
+    times = [timing.compute_s for timing in computing if timing.compute_s is not None]
+    for line in rows:
+        if line["algo"] == YARDSTICK and times:
+            line["wait_share"] = max(0.0, 1 - statistics.median(times) / line["step_time_s"])
+            line["wait_share_estimated"] = True
 
 
 def title(spec: RunSpec, bench: Bench) -> str:
@@ -195,7 +231,7 @@ def table(rows: Sequence[Mapping[str, Any]], heading: str) -> Any:
             f"{line['step_time_s'] * 1e3:.1f} ms",
             "" if rate is None else f"{rate:,.0f}",
             byte_count(round(line["wire_bytes_per_step"])) if line.get("wire_bytes_per_step") else "",
-            "" if wait is None else f"{wait * 100:.0f} %",
+            "" if wait is None else f"{'~' if line.get('wait_share_estimated') else ''}{wait * 100:.0f} %",
             "" if ratio is None else f"{ratio:.2f}x",
         )
     return shown

@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +50,18 @@ class Result:
         return float(value) if isinstance(value, (int, float)) else None
 
 
-def conduct(spec: RunSpec, place: Place, *, purpose: str = "train", console: Console | None = None) -> Result:
-    """Run ``spec`` on its nodes and wait for the end. Ctrl-C stops it politely, a second one at once."""
+def conduct(
+    spec: RunSpec,
+    place: Place,
+    *,
+    purpose: str = "train",
+    console: Console | None = None,
+    watch: Callable[[Mapping[str, Any]], None] = lambda event: None,
+) -> Result:
+    """Run ``spec`` on its nodes and wait for the end. Ctrl-C stops it politely, a second one at once.
+
+    ``watch`` sees every event after it has been recorded.
+    """
     _refuse_what_is_not_built(spec)
     members = roster(spec, purpose)
     threads = spec.cluster.threads_per_node or max(1, (os.cpu_count() or 1) // processes(spec, purpose))
@@ -86,6 +96,7 @@ def conduct(spec: RunSpec, place: Place, *, purpose: str = "train", console: Con
         elif event["event"] == "ready":
             record.nodes[event["node"]] = event.get("hardware")
             tracking.rewrite(record.plain())
+        watch(event)
 
     outcome = Outcome(status="failed", reason="the controller failed")
     try:

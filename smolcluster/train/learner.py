@@ -50,7 +50,8 @@ class FabricLearner:
         self.spec, self.dataset, self.fabric, self._thread = spec, dataset, fabric, thread
         self.version = 0
         self.num_steps = 1
-        self.computed_samples = self.last_step = 0
+        self.computed_samples = self.last_step = self.last_epoch = 0
+        self.last_loss = math.nan
         self.num_samples = len(dataset.train)
         torch.manual_seed(derive(spec.seed, "initial weights"))
         self.module: nn.Module = spec.model.build(dataset.info)
@@ -102,7 +103,8 @@ class FabricLearner:
             part = self._loss_sum(inputs, targets) / max(num_items, 1)
             self.fabric.backward(part * self._loss_scale.factor, model=self._forward)
             loss += float(part.detach())
-        self.computed_samples, self.last_step = self.computed_samples + len(ids), step
+        self.computed_samples, self.last_step, self.last_loss = self.computed_samples + len(ids), step, loss
+        self.last_epoch = spans[-1].epoch if spans else self.last_epoch
         flat = self._loss_scale.unscale(self.flat.gradients)
         norms = self._norms(flat) if self.spec.train.track_gradients else {}
         if self.spec.train.clip == "worker":

@@ -1,0 +1,124 @@
+"""What the controller decides when nodes come, fail, hang and end: tables of events and actions, no process."""
+
+from __future__ import annotations
+
+import pytest
+
+from smolcluster.cluster.supervision import (
+    EndRun,
+    KillNode,
+    Phase,
+    PublishView,
+    Rules,
+    StartNode,
+    Supervisor,
+    ending,
+)
+from smolcluster.ports import Member
+
+SERVER = Member(name="server", role="server", rank=0)
+WORKERS = [Member(name=f"worker{rank}", role="worker", rank=rank) for rank in range(2)]
+
+
+def running(survives: bool = True, restarts: int = 1, least: int = 1) -> Supervisor:
+    """A supervisor whose nodes are all there."""
+    rules = Rules(survives_workers=survives, max_restarts=restarts, min_workers=least, start_timeout_s=10)
+    supervisor = Supervisor([SERVER, *WORKERS], rules)
+    assert supervisor.begin(0.0) == [StartNode(name=m.name, joined=1) for m in (SERVER, *WORKERS)]
+    assert supervisor.listening("server", ["h", 1]) == []
+    assert supervisor.listening("worker0", ["h", 2]) == []
+    (view,) = supervisor.listening("worker1", ["h", 3])
+    assert isinstance(view, PublishView)
+    assert (view.view.generation, len(view.view.members), view.addresses["worker1"]) == (1, 3, ["h", 3])
+    return supervisor
+
+
+def test_a_worker_that_dies_is_lost_and_started_again_as_a_new_member() -> None:
+    supervisor = running()
+    lost, start = supervisor.exited("worker1", -9, 5.0)
+    assert isinstance(lost, PublishView)
+    assert lost.reason == "worker1 (worker): killed by signal 9 (SIGKILL)"
+    assert [m.name for m in lost.view.members] == ["server", "worker0"]
+    assert lost.view.generation == 2
+    assert start == StartNode(name="worker1", joined=3)
+    (back,) = supervisor.listening("worker1", ["h", 9])
+    assert isinstance(back, PublishView)
+    assert back.view.generation == 4
+    member = back.view.get("worker1")
+    assert member is not None
+    assert member.joined == 3
+    (gone,) = supervisor.exited("worker1", 1, 6.0)
+    assert isinstance(gone, PublishView), "no restart is left, the run goes on with the other"
+
+
+def test_too_few_workers_end_the_run() -> None:
+    supervisor = running(restarts=0, least=2)
+    (end,) = supervisor.exited("worker0", -9, 1.0)
+    assert isinstance(end, EndRun)
+    assert end.status == "failed"
+    assert end.reason.endswith("killed by signal 9 (SIGKILL); 1 workers are left, 2 are needed")
+    assert supervisor.exited("server", 1, 2.0) == [], "what follows from the end is not a new cause"
+
+
+@pytest.mark.parametrize(("survives", "who"), [(True, "server"), (False, "worker0")])
+def test_who_cannot_be_missed_ends_the_run(survives: bool, who: str) -> None:
+    supervisor = running(survives=survives)
+    supervisor.failed(who, "out of memory")
+    (end,) = supervisor.exited(who, 1, 1.0)
+    assert isinstance(end, EndRun)
+    assert end.reason.endswith("out of memory"), "its own last words are the reason"
+
+
+def test_only_the_servers_word_on_a_worker_counts() -> None:
+    supervisor = running()
+    assert supervisor.silent("worker0", "server", "is silent") == []
+    assert supervisor.silent("worker0", "worker1", "is silent") == []
+    assert supervisor.silent("server", "nobody", "is silent") == []
+    (kill,) = supervisor.silent("server", "worker1", "gives no sign of life for 4.1 s")
+    assert kill == KillNode(name="worker1", reason="server says: worker1 gives no sign of life for 4.1 s")
+    lost, _ = supervisor.exited("worker1", -9, 1.0)
+    assert isinstance(lost, PublishView)
+    assert lost.reason.endswith("gives no sign of life for 4.1 s")
+
+
+def test_a_node_that_does_not_start_in_time_is_killed_once() -> None:
+    rules = Rules(survives_workers=True, max_restarts=0, min_workers=1, start_timeout_s=10)
+    supervisor = Supervisor([SERVER, *WORKERS], rules)
+    supervisor.begin(0.0)
+    supervisor.listening("server", ["h", 1])
+    supervisor.listening("worker0", ["h", 2])
+    assert supervisor.tick(9.9) == []
+    assert supervisor.tick(10.0) == [KillNode(name="worker1", reason="not ready within 10 s")]
+    assert supervisor.tick(10.2) == []
+    (view,) = supervisor.exited("worker1", -9, 10.3)
+    assert isinstance(view, PublishView), "the others begin without it"
+    assert [m.name for m in view.view.members] == ["server", "worker0"]
+
+
+def test_the_end() -> None:
+    supervisor = running()
+    supervisor.finished("worker0", 1.0)
+    assert supervisor.exited("worker0", 0, 1.1) == []
+    supervisor.exited("worker1", -9, 1.2)
+    assert supervisor.finished("server", 2.0) == [KillNode(name="worker1", reason="the run is over")]
+    (end,) = supervisor.exited("worker1", -9, 2.1)
+    assert end == EndRun(status="done", reason="")
+    assert supervisor.exited("server", 0, 2.2) == []
+
+
+def test_who_does_not_leave_in_time_is_killed() -> None:
+    supervisor = running()
+    supervisor.finished("server", 1.0)
+    assert supervisor.exited("server", 0, 1.1) == []
+    assert supervisor.tick(5.9) == []
+    names = {action.name for action in supervisor.tick(6.0) if isinstance(action, KillNode)}
+    assert names == {"worker0", "worker1"}
+    supervisor.exited("worker0", -9, 6.1)
+    assert supervisor.exited("worker1", -9, 6.1) == [EndRun(status="done", reason="")]
+    assert supervisor.nodes["worker0"].phase is Phase.GONE
+
+
+def test_endings_in_words() -> None:
+    assert ending(-9) == "killed by signal 9 (SIGKILL)"
+    assert ending(3) == "ended with exit code 3"
+    assert ending(-77) == "killed by signal 77"
