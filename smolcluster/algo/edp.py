@@ -72,7 +72,7 @@ class EDP:
     """Gradients that make one optimizer step."""
     max_staleness: Annotated[int | None, Range(ge=0, le=10**9, unit="optimizer steps")] = 50
     """Older gradients are refused; null: none is."""
-    staleness_scaling: Literal["none", "inverse"] = "inverse"
+    staleness_scaling: Literal["none", "inverse"] = "none"
     """How the learning rate shrinks with staleness s: not at all, or 1 / (1 + s)."""
     flush_s: Annotated[float, Range(gt=0, le=86400, unit="seconds")] = 10.0
     """A partly filled buffer makes its step when nothing has come for so long."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,24 @@ def worker(rank: int = 0, joined: int = 1) -> Member:
     return Member(name=f"worker{rank}", role="worker", rank=rank, joined=joined)
 
 
-@dataclass
+_open: list[Cluster] = []
+
+
+def go(test: Coroutine[Any, Any, None], within: float = 60.0) -> None:
+    """Run a test; whatever happens, no node outlives it."""
+
+    async def limited() -> None:
+        try:
+            async with asyncio.timeout(within):
+                await test
+        finally:
+            for cluster in list(_open):
+                await cluster.close(0.0)
+
+    asyncio.run(limited())
+
+
+@dataclass(eq=False)
 class Cluster:
     """Nodes of one run on transports of one kind. Every address goes through ``via`` where that names the node."""
 
@@ -61,6 +78,7 @@ class Cluster:
     def __post_init__(self) -> None:
         self.config = self.config or KINDS[self.kind]
         self.authority = Authority(self.run)
+        _open.append(self)
         if not self.config.separate_processes:  # all transports of a process are made together
             members = [SERVER, worker(0), worker(1)]
             transports = self.config.transports([self.credentials(member) for member in members], "", 0)
@@ -108,7 +126,9 @@ class Cluster:
             self.view(node, generation, members)
 
     async def close(self, flush_within: float = 2.0) -> None:
-        await asyncio.gather(*(node.close(flush_within) for node in self.nodes.values()))
+        if self in _open:
+            _open.remove(self)
+            await asyncio.gather(*(node.close(flush_within) for node in self.nodes.values()))
 
     def of(self, event: str, node: Member) -> list[dict[str, Any]]:
         return [each for each in self.events if each["event"] == event and each["of"] == node.name]

@@ -1,4 +1,4 @@
-"""After each test of a transport nothing is left: no thread (ours or ZeroMQ's), no socket, no pipe."""
+"""What conformance suites of several interfaces may use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from tests.comms.cluster import descriptors, native_threads
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_left(no_thread_left: None) -> Iterator[None]:
+    """After the test there is no new thread (Python's or ZeroMQ's), no new socket and no new pipe."""
     before = descriptors()
     yield
     left = descriptors() - before

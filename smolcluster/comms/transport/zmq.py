@@ -317,8 +317,10 @@ class ZmqTransport:
     def _down(self, pair: Pair, reason: str) -> None:
         """The connection is of no use any more; who dials will dial again."""
         if pair.dealer is not None:
-            self._ignore(pair.dealer.get_monitor_socket())
+            monitor = pair.dealer.get_monitor_socket()
+            self._ignore(monitor)
             pair.dealer.disable_monitor()
+            monitor.close(0)
             self._ignore(pair.dealer)
             pair.dealer.close(0)
         pair.dealer = pair.route = None

@@ -1,0 +1,3 @@
+from tests.conformance.conftest import nothing_left
+
+__all__ = ["nothing_left"]
