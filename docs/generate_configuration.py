@@ -24,7 +24,7 @@ from smolcluster.spec.run import Train
 from smolcluster.spec.schema import MISSING, TARGET, Range, defaults, hints
 
 PAGE = Path(__file__).with_name("configuration.md")
-SECTION = re.compile(r"(?<=<!-- begin ([\w ]+) -->\n).*?(?=<!-- end \1 -->)", re.DOTALL)
+SECTION = re.compile(r"<!-- begin (\w+) -->.*?<!-- end \1 -->", re.DOTALL)
 WORDS = {int: "whole number", float: "number", bool: "true, false", str: "text"}
 PARTS: Mapping[str, type] = {"train": Train, "node": Node, "ssh": SSH}
 """Sections that show one dataclass; all others show the options of the config group of that name."""
@@ -32,15 +32,17 @@ PARTS: Mapping[str, type] = {"train": Train, "node": Node, "ssh": SSH}
 
 def render(page: str) -> str:
     """``page`` with every section between its markers written anew."""
-    return SECTION.sub(lambda found: _section(found[1]), page)
+    return SECTION.sub(
+        lambda found: f"<!-- begin {found[1]} -->\n\n{_section(found[1])}\n\n<!-- end {found[1]} -->", page
+    )
 
 
 def _section(name: str) -> str:
     if name in PARTS:
-        return f"\n{_table(PARTS[name], defaults(PARTS[name]))}\n"
+        return _table(PARTS[name], defaults(PARTS[name]))
     if name not in PACKAGES:
         raise SystemExit(f"{PAGE.name}: there is no config group {name!r} (known: {', '.join(sorted(PACKAGES))})")
-    return "\n" + "\n\n".join(_options(name)) + "\n\n"
+    return "\n\n".join(_options(name))
 
 
 def _options(group: str) -> Iterator[str]:
@@ -57,7 +59,7 @@ def _options(group: str) -> Iterator[str]:
         if cls in shown:
             yield f"Keys as with `{group}={shown[cls]}`; the values are in `conf/{group}/{file.name}`."
         elif dataclasses.fields(cls):
-            yield _table(cls, values)
+            yield _table(cls, values, _comments(file))
         shown.setdefault(cls, file.stem)
 
 
@@ -74,16 +76,21 @@ def _heading(file: Path) -> str:
     return " ".join(line.lstrip("# ") for line in lines[:end])
 
 
-def _table(cls: type, values: Mapping[str, Any]) -> str:
+def _comments(file: Path) -> dict[str, str]:
+    """Key -> the comment behind its value."""
+    return dict(re.findall(r"^(\w+):.*?# (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def _table(cls: type, values: Mapping[str, Any], comments: Mapping[str, str] | None = None) -> str:
     """The fields of ``cls``: key, the value that stands in ``values``, what is allowed, what it means."""
-    meanings = _docstrings(cls)
+    meanings = {**(comments or {}), **_docstrings(cls)}
     rows = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
     for name, hint in hints(cls).items():
         if name not in {field.name for field in dataclasses.fields(cls)}:
             continue
         cells = (f"`{name}`", _value(values.get(name)), _allowed(hint), meanings.get(name, ""))
         rows.append("| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |")
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows)
 
 
 def _value(value: object) -> str:
@@ -99,8 +106,7 @@ def _allowed(hint: Any, bounds: str = "") -> str:
     """The type and the range of a field in words."""
     if get_origin(hint) is Annotated:
         hint, *marks = get_args(hint)
-        limits = [str(mark).removeprefix("must be ") for mark in marks if isinstance(mark, Range)]
-        return _allowed(hint, f" {limits[0]}" if limits else "")
+        return _allowed(hint, "".join(_bounds(mark) for mark in marks if isinstance(mark, Range)))
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         kinds = [_allowed(kind, bounds) for kind in inner if kind is not type(None)]
@@ -110,6 +116,13 @@ def _allowed(hint: Any, bounds: str = "") -> str:
     if origin in (tuple, list):
         return "list of texts"
     return WORDS.get(hint, "mapping") + bounds
+
+
+def _bounds(limits: Range) -> str:
+    """`` >= 1, <= 65,536 (samples)``."""
+    signs = ((">=", limits.ge), (">", limits.gt), ("<=", limits.le), ("<", limits.lt))
+    shown = [f"{sign} {int(bound) if bound == int(bound) else bound:,}" for sign, bound in signs if bound is not None]
+    return f" {', '.join(shown)}" + (f" ({limits.unit})" if limits.unit else "")
 
 
 def _docstrings(cls: type) -> dict[str, str]:

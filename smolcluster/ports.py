@@ -160,6 +160,8 @@ class Learner(Protocol):
     """Optimizer steps of the whole run, for the learning rate schedule; the role that steps sets it."""
     num_samples: int
     """Samples in the training set."""
+    num_params: int
+    """Trained parameters: the length of a flat gradient."""
     fingerprint: str
     """Hash of the model's manifest and of the data: equal on all nodes of a run."""
 

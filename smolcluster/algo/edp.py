@@ -234,8 +234,7 @@ class Server:
     def decode(self, push: Push) -> Tensor:
         if not self.algo.use_quantization:
             return push.gradient
-        assert self.current is not None  # whoever pushes has been sent weights
-        return Int8().decode(push.gradient, self.current.parameters.numel())
+        return Int8().decode(push.gradient, self.learner.num_params)
 
     def refuse(self, name: str, kind: str, reason: str, samples: int = 0) -> None:
         self.counts[f"rejected_{kind}"] += 1

@@ -164,6 +164,8 @@ class Link:
                 shut(sock)
         for thread in self._threads:
             thread.join(self.timing.timeout_s)
+        for sock in handed:
+            sock.close()
 
     # --- threads -----------------------------------------------------------------------------------------
 
@@ -177,7 +179,8 @@ class Link:
                     self._set_socket(direction, sock, "connected")
                     work(sock, expected)
                 except (OSError, EOFError) as error:
-                    self.last_error = f"{type(error).__name__}: {error}"
+                    if not self._left:  # the goodbye says more than what follows from it
+                        self.last_error = f"{type(error).__name__}: {error}"
                 except PeerProtocolError as error:
                     self.last_error = str(error)
                     self.sink.refused(self.peer.name, error.reason, str(error))

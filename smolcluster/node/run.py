@@ -98,12 +98,21 @@ class NodeProcess:
             self.report("listening", of=member.name, address=list(transport.address))
         if self._view is not None:
             self.change_view(*self._view)
-        results = await asyncio.gather(*(node.run() for node in self.nodes), return_exceptions=True)
+        results = await asyncio.gather(*(self._live(node) for node in self.nodes), return_exceptions=True)
         return self.conclude(results)
+
+    async def _live(self, node: Node) -> None:
+        """One node's life; when it fails, the others of this process have nothing to wait for."""
+        try:
+            await node.run()
+        except BaseException:
+            self.stop(f"{node.me.name} has failed")
+            raise
 
     def conclude(self, results: Sequence[BaseException | None]) -> int:
         """Report what the nodes ended with; the exit code of the process."""
-        for error in results:
+        failures = [error for error in results if error is not None and not isinstance(error, Interrupted)]
+        for error in failures or results:
             if isinstance(error, Interrupted):
                 self.report("stopped", reason=str(error))
                 return error.exit_code
@@ -227,8 +236,10 @@ class Node:
         self.journal = NodeJournal(
             self.spec, self.learner, self.peers, self.report, self.start.folder / "checkpoints", before
         )
-        logger.info("%s: model of %d parameters on %s", self.me.name, self._num_params(), self._hardware["device"])
-        self.report("ready", hardware=self._hardware, fingerprint=self.learner.fingerprint, params=self._num_params())
+        logger.info("%s: model of %d parameters on %s", self.me.name, self.learner.num_params, self._hardware["device"])
+        self.report(
+            "ready", hardware=self._hardware, fingerprint=self.learner.fingerprint, params=self.learner.num_params
+        )
         self.report("state", state="connecting", detail="")
         await self._viewed.wait()
         self.report("state", state="training", detail="")
@@ -253,9 +264,6 @@ class Node:
         built = construct(self.start, self.me, self.process.thread, self.report)
         self._hardware = built.hardware
         return built.learner, built.algorithm, built.before
-
-    def _num_params(self) -> int:
-        return int(self.learner.flat.manifest.numel)
 
     def _layouts(self) -> dict[str, Layout]:
         """The kinds of tensor of this run: parameters, gradients (encoded, perhaps) and buffers."""

@@ -57,6 +57,7 @@ class FabricLearner:
         self.module: nn.Module = spec.model.build(dataset.info)
         self._forward: Any = fabric.setup(self.module)
         self.flat = FlatModel(self.module)
+        self.num_params = self.flat.manifest.numel
         self._optimizer_state = {name: torch.zeros_like(self.flat.parameters) for name in spec.optim.state_names}
         self._loss_scale = LossScale.for_precision(spec.train.precision, fabric.device.type)
         self.fingerprint = self._fingerprint()

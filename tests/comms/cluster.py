@@ -196,12 +196,13 @@ class Relay:
         self.rng = random.Random(seed)
         self.breaks = self.connections = 0
         self.forwarded = {"there": 0, "back": 0}
-        self.frozen = asyncio.Event()
+        self.open = asyncio.Event()
+        self.open.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Relay:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.address: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
         return self
 
@@ -214,11 +215,11 @@ class Relay:
             writer.transport.abort()
         await self._server.wait_closed()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.add(asyncio.create_task(self._serve(reader, writer)))
         self._writers.add(writer)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.target is None:
             writer.transport.abort()
             return
@@ -247,8 +248,7 @@ class Relay:
         """Forward until an end closes, or until ``left`` bytes of this connection are used up: then break it."""
         try:
             while data := await reader.read(1 << 16):
-                if self.frozen.is_set():
-                    continue
+                await self.open.wait()
                 part = data[: max(0, int(left[0]))] if left[0] < len(data) else data
                 left[0] -= len(data)
                 writer.write(part)

@@ -80,7 +80,8 @@ class TcpTransport:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._handshakes = threading.BoundedSemaphore(MAX_HANDSHAKES)
-        self._listener = socket.create_server((host, port), backlog=128)
+        family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        self._listener = socket.create_server((str(where[0]), int(where[1])), family=family, backlog=128)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._acceptor = threading.Thread(target=self._accept, name="acceptor", daemon=True)
         self._greeting: dict[threading.Thread, socket.socket] = {}
