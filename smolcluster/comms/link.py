@@ -248,9 +248,10 @@ class Link:
         with self._changed:
             while True:
                 queued = self.outgoing.unacknowledged
-                index = self._next_to_send - queued[0][0] if queued else 0
+                # An acknowledgement may overtake us: of what an older connection has still brought there.
+                index = max(0, self._next_to_send - queued[0][0]) if queued else 0
                 now = time.monotonic()
-                if 0 <= index < len(queued):
+                if index < len(queued):
                     self._ack_due_at = math.inf
                     return queued[index]
                 if now >= self._ack_due_at:

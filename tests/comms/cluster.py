@@ -33,7 +33,11 @@ PATIENCE = Patience(connect_s=20.0, silent_s=QUICK["lost_after_s"], lost_s=20.0)
 SERVER = Member(name="server", role="server", rank=0, joined=1)
 SMALL = 1000
 LARGE = 300_000
-LAYOUTS = {"gradient": Layout("float32", LARGE), "parameters": Layout("float32", LARGE), "buffers": Layout("float64", 7)}
+LAYOUTS = {
+    "gradient": Layout("float32", LARGE),
+    "parameters": Layout("float32", LARGE),
+    "buffers": Layout("float64", 7),
+}
 WITHIN_S = 20.0
 """Whatever a test waits for comes sooner than that, or never."""
 

@@ -579,7 +579,7 @@ def test_connections_that_break_at_random_moments_lose_nothing(kind: str, seed: 
     async def test() -> None:
         cluster = Cluster(kind)
         server, node = cluster.start(SERVER, W0)
-        async with Relay(server.transport.address, seed, mean_bytes=400_000) as wire:
+        async with Relay(server.transport.address, seed, mean_bytes=1_000_000) as wire:
             cluster.via["server"] = wire.address
             cluster.view_all(1, SERVER, W0)
             rng = random.Random(seed)
