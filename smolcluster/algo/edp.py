@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
 
+from smolcluster.algo._bookkeeping import Tally
 from smolcluster.comms.staleness import admit
 from smolcluster.compressor.int8 import Int8
 from smolcluster.data.order import Course, Walk, course_for
@@ -133,7 +134,7 @@ class Server:
         self.algo, self.max_steps, self.aggregate, self.max_items = algo, max_steps, aggregate, max_items
         before = state.plain if state else {}
         self.walk = Walk.resume(replace(course, max_steps=None), before or None)
-        self.counts: Counter[str] = Counter(before.get("counts"))
+        self.counts = Tally(before.get("counts"))
         self.histogram = Counter({int(s): n for s, n in before.get("staleness", {}).items()})
         self.leases: dict[int, Lease] = {}
         self.next_lease: int = before.get("next_lease", 0)
@@ -313,23 +314,15 @@ class Server:
                     "max": max(staleness),
                     "histogram": {str(s): n for s, n in sorted(self.histogram.items())},
                 },
-                "pushes": self.pushes(),
-                "accepted": self.by_worker("accepted"),
-                "refused": self.by_worker("refused"),
+                "pushes": self.counts.totals(),
+                "accepted": self.counts.by_worker("accepted"),
+                "refused": self.counts.by_worker("refused"),
             },
         )
         await self.journal.commit(step, self.state())
 
     def phi(self, staleness: int) -> float:
         return 1.0 / (1 + staleness) if self.algo.staleness_scaling == "inverse" else 1.0
-
-    def pushes(self) -> Mapping[str, int]:
-        """All pushes by what became of them; ``pushes`` is the sum of the others."""
-        return {key: n for key, n in sorted(self.counts.items()) if "/" not in key}
-
-    def by_worker(self, kind: str) -> Mapping[str, int]:
-        prefix = f"{kind}/"
-        return {key.removeprefix(prefix): n for key, n in sorted(self.counts.items()) if key.startswith(prefix)}
 
     def state(self) -> AlgorithmState:
         """What is leased or buffered is not done: it is given out again after a restart."""

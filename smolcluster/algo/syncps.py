@@ -20,11 +20,11 @@ fed the weights and has a share from then on. Without the server the run ends; i
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
+from smolcluster.algo._bookkeeping import Speeds, Tally
 from smolcluster.data.order import Course, Walk, course_for, flatten, split, unflatten
 from smolcluster.errors import PeerLost, Problem, RunFailed
 from smolcluster.messages import Finish, Join, Update, Work
@@ -52,8 +52,6 @@ MAX_EMPTY_STEPS = 10
 """So many steps in a row without a usable gradient mean that training has diverged."""
 SERVER_RANK = 2**20
 """Stands for the server's rank in random number seeds: no worker has it."""
-RATE_SMOOTHING = 0.2
-"""Weight of the newest measurement in a worker's speed (half-life 3.1 steps)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +155,8 @@ class Server:
         self.ready: dict[str, Member] = {}
         self.outdated: set[str] = set()
         self.behind: set[str] = set()
-        self.rates: dict[str, float] = {}
-        self.counts: Counter[str] = Counter(state.plain.get("counts") if state else None)
+        self.speeds = Speeds(even=algo.shares == "even")
+        self.counts = Tally(state.plain.get("counts") if state else None)
         self.empty_steps = 0
 
     async def run(self, peers: Peers, learner: Learner, clock: Clock, journal: Journal) -> None:
@@ -212,7 +210,7 @@ class Server:
         orphans, round_.orphans = round_.orphans, []
         shares: dict[str, list[Span]] = {name: [] for name in names}
         for span in orphans:
-            for name, piece in zip(names, split(span, [self.weight_of(n, names) for n in names]), strict=True):
+            for name, piece in zip(names, split(span, self.speeds.weights(names)), strict=True):
                 if piece.size:
                     shares[name].append(piece)
                     round_.owed[piece] = name
@@ -299,9 +297,9 @@ class Server:
                 "workers": len(round_.arrived),
                 "compute_s": computing / len(updates),
                 "dropped_samples": span.size - sum(update.num_samples for update in updates),
-                "accepted": self.by_worker("accepted"),
-                "late": self.by_worker("late"),
-                "refused": self.by_worker("refused"),
+                "accepted": self.counts.by_worker("accepted"),
+                "late": self.counts.by_worker("late"),
+                "refused": self.counts.by_worker("refused"),
             },
         )
 
@@ -356,7 +354,7 @@ class Server:
         else:
             self.counts[f"accepted/{sender.name}"] += 1
             round_.updates[spans[0]] = update
-            self.observe_rate(sender.name, update)
+            self.speeds.observe(sender.name, size, update.compute_s)
 
     def refuse(self, name: str, reason: str, samples: int) -> None:
         self.counts[f"refused/{name}"] += 1
@@ -382,7 +380,7 @@ class Server:
         self.ready.pop(name, None)
         self.outdated.discard(name)
         self.behind.discard(name)
-        self.rates.pop(name, None)
+        self.speeds.forget(name)
         mine = [span for span, owner in round_.owed.items() if owner == name] if round_ else []
         for span in mine:
             del round_.owed[span]  # type: ignore[union-attr]
@@ -411,17 +409,6 @@ class Server:
             ),
         )
 
-    def weight_of(self, name: str, among: Sequence[str]) -> float:
-        """A worker's part of the global batch: 1, or its measured speed once all have been measured."""
-        if self.algo.shares == "even" or any(other not in self.rates for other in among):
-            return 1.0
-        return self.rates[name]
-
-    def observe_rate(self, name: str, update: Update) -> None:
-        rate = update.num_samples / max(update.compute_s, 1e-6)
-        before = self.rates.get(name, rate)
-        self.rates[name] = before + RATE_SMOOTHING * (rate - before)
-
     async def blend_mirror(self) -> None:
         """Do to the copy of the workers' weights what the workers are about to do to theirs."""
         if self.mirror is not None:
@@ -432,10 +419,6 @@ class Server:
         if state is None or "mirror" not in state.tensors:
             return None
         return Weights(state.tensors["mirror"], state.tensors.get("mirror_buffers"))
-
-    def by_worker(self, kind: str) -> Mapping[str, int]:
-        prefix = f"{kind}/"
-        return {key.removeprefix(prefix): n for key, n in sorted(self.counts.items()) if key.startswith(prefix)}
 
     def state(self) -> AlgorithmState:
         plain: dict[str, Any] = {

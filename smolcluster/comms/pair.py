@@ -23,6 +23,8 @@ from smolcluster.ports import Member
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
 """Between attempts to dial; grows by 1.6 each time."""
+GOODBYE_S = 0.2
+"""How long a goodbye may take to arrive and to be answered."""
 
 
 class Pair:
@@ -42,6 +44,7 @@ class Pair:
         self.route: bytes | None = None
         self.dealer: Any = None
         self.opened_at = self.retry_at = self.blocked_until = self.hold_until = self.last_sent = 0.0
+        self.goodbye_at = math.inf
         self._pause = FIRST_PAUSE_S
         self._acknowledged = 0
         self._ack_due_at = math.inf
@@ -88,6 +91,8 @@ class Pair:
 
     def due_at(self) -> float:
         """When something has to be done for this peer although nothing comes."""
+        if self.goodbye_at < math.inf:
+            return self.goodbye_at + GOODBYE_S
         if self.left or (not self.up and self.address is None):
             return math.inf
         if not self.up:

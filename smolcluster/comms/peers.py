@@ -92,6 +92,7 @@ class _Linked:
     ever_up: bool = False
     reported_silent: bool = False
     gone: bool = False
+    overflow: LocalProtocolError | None = None
 
 
 class NodePeers:
@@ -147,8 +148,11 @@ class NodePeers:
         linked.pending.add(delivery)
         payload = [as_bytes(tensor) for _, tensor in tensors]
         try:
+            if linked.overflow:
+                raise linked.overflow
             self.transport.send(to, Frame(message.code, plain_fields(message), specs, payload, done))
         except LocalProtocolError as error:  # it takes nothing: not the role's fault, and nothing it could mend
+            linked.overflow = error  # nothing of what follows may be sent, or there would be a gap
             self.refused(to, "not sent: queue full", str(error))
             self._report_silence(linked, f"takes nothing: {error}", 0.0)
             done()
@@ -245,12 +249,15 @@ class NodePeers:
                 self._judge_silence(linked, silence, limit, f"{what} for {silence:.1f} s ({cause})")
 
     def _judge_silence(self, linked: _Linked, silence: float, limit: float, reason: str) -> None:
-        if silence < limit:
+        if silence < limit and not linked.overflow:
             linked.reported_silent = False
             return
+        if linked.overflow:
+            reason = f"takes nothing: {linked.overflow}"
         self._report_silence(linked, reason, silence)
         lost_after = max(limit, self.patience.lost_s) if linked.ever_up else limit
-        if linked.member.role == "server" and silence >= lost_after and self._lost is None:
+        hopeless = silence >= lost_after or linked.overflow is not None
+        if linked.member.role == "server" and hopeless and self._lost is None:
             self._lost = PeerLost(linked.member.name, "the run", reason)
             self._mailbox.put(self._lost)
 

@@ -24,7 +24,7 @@ from zmq.utils.monitor import parse_monitor_message
 from smolcluster.comms import curve, wire
 from smolcluster.comms.curve import ZERO_COPY, Gate, open_dealer, open_router, parse_prefix, size_on_wire
 from smolcluster.comms.link import Frame, Sink, Timing
-from smolcluster.comms.pair import Pair, read_greeting
+from smolcluster.comms.pair import GOODBYE_S, Pair, read_greeting
 from smolcluster.errors import LocalProtocolError, PeerProtocolError, Problem
 from smolcluster.ports import Member
 from smolcluster.spec.schema import Range
@@ -37,8 +37,6 @@ BLOCKED_S = 0.01
 """Pause when ZeroMQ takes nothing more for a peer."""
 BURST = 32
 """Messages read from one socket before others have their turn."""
-GOODBYE_MS = 200
-"""How long a goodbye may take to leave at the end."""
 KEY_CHARS = 40
 """A public CURVE key in Z85."""
 
@@ -96,7 +94,7 @@ class ZmqTransport:
         self._lock = threading.Lock()
         self._commands: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         self._bell, self._ears = socket.socketpair()
-        self._rung = False
+        self._rung = self._closed = False
         self._closing_at = math.inf
         self._active: dict[str, Pair] = {}
         self._poller = zmq.Poller()
@@ -158,6 +156,9 @@ class ZmqTransport:
 
     def close(self, flush_within: float) -> None:
         """End all links, after at most ``flush_within`` seconds for what is queued, and all threads and sockets."""
+        if self._closed:
+            return
+        self._closed = True
         if self._thread.ident is None:
             self._release(0)
         else:
@@ -204,7 +205,7 @@ class ZmqTransport:
                 self._commands.get()()
             for pair in list(self._active.values()):
                 self._tend(pair, time.monotonic())
-        self._release(GOODBYE_MS)
+        self._release(int(1000 * GOODBYE_S))
 
     def _listen(self, ready: Any, handler: Callable[[], Any]) -> None:
         self._poller.register(ready, zmq.POLLIN)
@@ -226,24 +227,27 @@ class ZmqTransport:
 
     def _patience_ms(self) -> int:
         now = time.monotonic()
-        until = min([pair.due_at() for pair in self._active.values()] + [self._closing_at, now + 1.0])
+        closing_at = self._closing_at if self._closing_at > now else math.inf
+        until = min([pair.due_at() for pair in self._active.values()] + [closing_at, now + 1.0])
         return max(0, math.ceil(1000 * (until - now)))
 
     def _over(self) -> bool:
-        """Closing, and everybody has been told or cannot be."""
+        """Closing, and everybody has been told (and has answered: what is unread when we close takes what we have
+        sent last away with it) or cannot be."""
         if self._closing_at == math.inf:
             return False
-        late = time.monotonic() >= self._closing_at
-        for pair in list(self._active.values()):
-            if not pair.left and (late or pair.flushed):
+        now = time.monotonic()
+        for pair in self._active.values():
+            if pair.goodbye_at == math.inf and (now >= self._closing_at or pair.flushed):
+                pair.goodbye_at = now
                 if pair.up:
                     self._send(pair, wire.GOODBYE, 0)
-                pair.left = True
+            pair.left = pair.left or now >= pair.goodbye_at + (GOODBYE_S if pair.up else 0.0)
         return all(pair.left for pair in self._active.values())
 
     def _tend(self, pair: Pair, now: float) -> None:
         """Dial, send what is due, show signs of life."""
-        if pair.left:
+        if pair.left or pair.goodbye_at < math.inf:
             return
         if pair.address is not None:
             self._keep_dialled(pair, now)
@@ -322,7 +326,7 @@ class ZmqTransport:
             pair.dealer.disable_monitor()
             monitor.close(0)
             self._ignore(pair.dealer)
-            pair.dealer.close(0)
+            pair.dealer.close(int(1000 * GOODBYE_S) if pair.left else 0)
         pair.dealer = pair.route = None
         pair.retry_later(time.monotonic())
         pair.last_error = reason
@@ -396,6 +400,8 @@ class ZmqTransport:
     def _take(self, pair: Pair, prefix: curve.Prefix, body: list[Any]) -> None:
         pair.take(prefix, body)
         if pair.left:
+            if pair.goodbye_at == math.inf:
+                self._send(pair, wire.GOODBYE, 0)
             self._down(pair, "the peer said goodbye")
 
     # --- strangers ----------------------------------------------------------------------------------------
