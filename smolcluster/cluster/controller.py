@@ -203,7 +203,7 @@ class Controller:
         handle = Handle(names, session)
         self.handles.update(dict.fromkeys(names, handle))
         for name in names:
-            self.journal("started", peer=name, pid=session.pid, joined=joined, reason=f"pid {session.pid}")
+            self.journal("started", peer=name, pid=session.pid, joined=joined)
         session.send(self._start_command(names, joined))
         handle.tasks = [
             self._spawn(self._listen(handle), f"events of {names[0]}"),

@@ -57,7 +57,7 @@ def go(test: Coroutine[Any, Any, None], within: float = 60.0) -> None:
             async with asyncio.timeout(within):
                 await test
         finally:
-            for cluster in list(_open):
+            for cluster in _open:
                 await cluster.close(0.0)
 
     asyncio.run(limited())

@@ -319,7 +319,8 @@ def test_a_member_that_comes_back_is_a_new_one(kind: str) -> None:
             send_numbered(ghost, "server", number, large=number == 20)
         assert numbers(await receive(server, 30)) == list(range(30))
         unread = send_numbered(ghost, "server", 30, large=False)
-        await unread.wait(WITHIN_S)  # it waits in the mailbox while its sender is replaced
+        await unread.wait(WITHIN_S)
+        await until(lambda: bool(server._mailbox._events), "it waits in the mailbox while its sender is replaced")
         for number in range(100, 110):
             send_numbered(server, "worker0", number, large=True)
         back = worker(0, joined=3)
