@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import smolcluster
 from smolcluster.cli.words import rewrite
 from smolcluster.errors import ConfigError, Problem, SmolclusterError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from smolcluster.pipeline.job import Result
 
-ONLY_SHOW = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--version")
+ONLY_SHOW = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 """With one of these Hydra only shows something: nothing is validated and nothing runs."""
 TAKES_VALUE = ("--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 
@@ -42,20 +43,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    if "--version" in words:
+        print(f"smolcluster {smolcluster.__version__}")
+        return 0
     if any(word.split("=")[0] in ONLY_SHOW for word in words):
         return _show(words)
     flags, overrides = _split(words)
     overrides = rewrite(overrides)
+    from smolcluster.pipeline.job import refuse_what_is_not_built
     from smolcluster.spec.compose import validate_jobs
 
-    validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd")))
+    for spec in validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd"))):
+        refuse_what_is_not_built(spec)
     results: list[Result] = []
     code = 0
     try:
-        _hydra([*flags, *overrides], lambda config: _job(config, results))
+        _hydra([*flags, *overrides], lambda config: _guarded(config, results))
     except KeyboardInterrupt:
         code = 130
+    except _Refused as refused:
+        raise refused.error from None
     return _conclude(results) or code
+
+
+class _Refused(BaseException):
+    """Carries a wrong configuration past Hydra, which would print a report of its own for any Exception."""
+
+    def __init__(self, error: ConfigError) -> None:
+        self.error = error
+        super().__init__(str(error))
+
+
+def _guarded(config: DictConfig, results: list[Result]) -> float | None:
+    try:
+        return _job(config, results)
+    except ConfigError as error:
+        raise _Refused(error) from None
 
 
 def _show(words: Sequence[str]) -> int:
@@ -124,10 +147,11 @@ def _hydra(words: Sequence[str], task: Any) -> None:
     try:
         decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)
 
-        def smolcluster(config: DictConfig) -> Any:
+        def job(config: DictConfig) -> Any:
             return task(config)
 
-        decorate(smolcluster)()
+        job.__name__ = job.__qualname__ = "smolcluster"  # Hydra takes the job's name from it
+        decorate(job)()
     finally:
         sys.argv = saved
         os.environ.pop("HYDRA_FULL_ERROR", None)

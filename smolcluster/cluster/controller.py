@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
 
 TICK_S = 0.2
+MIN_SILENCE_S = 4.0
+"""Nodes report twice a second; a heavy import may hold that up for a moment."""
 PING_S = 5.0
 """How often nodes hear that the controller is alive."""
 OUTPUT_S = 5.0
@@ -106,6 +108,7 @@ class Controller:
                 max_restarts=spec.cluster.max_restarts,
                 min_workers=getattr(spec.algo, "quorum", 1) if spec.algo.has_server else len(self.roster),
                 start_timeout_s=spec.cluster.start_timeout_s,
+                silence_s=max(spec.comms.lost_after_s, MIN_SILENCE_S) + 1.0,
             ),
         )
         self.handles: dict[str, Handle] = {}
@@ -247,6 +250,7 @@ class Controller:
         now = asyncio.get_running_loop().time()
         stamped = {**event, "node": name, "role": member.role, "rank": member.rank, "t": time.time()}
         self.on_event(stamped)
+        self.supervisor.heard(name)
         match event["event"]:
             case "listening":
                 self.carry_out(self.supervisor.listening(name, event["address"]))

@@ -17,6 +17,10 @@ LEAVING_S = 5.0
 """When the owner of the weights has finished, the others end within that time or are killed."""
 
 
+MAX_TICK_S = 1.0
+"""More time than that between two ticks was not the nodes' silence but ours."""
+
+
 class Phase(Enum):
     """Where a node stands."""
 
@@ -70,6 +74,8 @@ class NodeState:
     phase: Phase = Phase.STARTING
     address: Sequence[object] | None = None
     deadline: float = 0.0
+    quiet_s: float = 0.0
+    """Since its last event; counted in ticks, so that a controller that was asleep blames nobody."""
     restarts: int = 0
     failure: str = ""
 
@@ -83,6 +89,8 @@ class Rules:
     max_restarts: int
     min_workers: int
     start_timeout_s: float
+    silence_s: float
+    """A node that reports nothing for so long, though it should every half second, hangs."""
 
 
 @dataclass
@@ -95,6 +103,7 @@ class Supervisor:
     nodes: dict[str, NodeState] = field(default_factory=dict)
     published: bool = False
     ended: EndRun | None = None
+    last_tick: float | None = None
 
     def begin(self, now: float) -> list[Action]:
         """Start everybody as members of generation 1."""
@@ -102,6 +111,10 @@ class Supervisor:
         for member in self.roster:
             self.nodes[member.name] = NodeState(replace(member, joined=1), deadline=now + self.rules.start_timeout_s)
         return [StartNode(name=member.name, joined=1) for member in self.roster]
+
+    def heard(self, name: str) -> None:
+        """The node has said something."""
+        self.nodes[name].quiet_s = 0.0
 
     def listening(self, name: str, address: Sequence[object]) -> list[Action]:
         """The node can be connected to. The first view goes out when all can; later ones with each that joins."""
@@ -175,7 +188,18 @@ class Supervisor:
         late = [n for n in self.nodes.values() if n.phase is Phase.STARTING and now >= n.deadline and not n.failure]
         for node in late:
             node.failure = f"not ready within {self.rules.start_timeout_s:g} s"
-        return [KillNode(name=node.member.name, reason=node.failure) for node in late]
+        hung = self._hung(now)
+        for node in hung:
+            node.failure = f"has reported nothing for {node.quiet_s:.1f} s and was killed"
+        return [KillNode(name=node.member.name, reason=node.failure) for node in [*late, *hung]]
+
+    def _hung(self, now: float) -> list[NodeState]:
+        elapsed = 0.0 if self.last_tick is None else min(now - self.last_tick, MAX_TICK_S)
+        self.last_tick = now
+        there = [node for node in self.nodes.values() if node.phase is Phase.LISTENING]
+        for node in there:
+            node.quiet_s += elapsed
+        return [node for node in there if node.quiet_s >= self.rules.silence_s and not node.failure]
 
     def _lose_worker(self, node: NodeState, why: str, now: float) -> Iterator[Action]:
         """Go on without a worker, and start it again if it may be."""
@@ -191,7 +215,7 @@ class Supervisor:
             node.restarts += 1
             self.generation += 1
             node.member = replace(node.member, joined=self.generation)
-            node.phase, node.failure, node.address = Phase.STARTING, "", None
+            node.phase, node.failure, node.address, node.quiet_s = Phase.STARTING, "", None, 0.0
             node.deadline = now + self.rules.start_timeout_s
             yield StartNode(name=node.member.name, joined=self.generation)
         elif not self.published and all(n.phase is not Phase.STARTING for n in self.nodes.values()):

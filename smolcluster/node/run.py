@@ -305,6 +305,7 @@ class Node:
     def _beat(self) -> None:
         """Report step, speed, waiting, traffic and memory; a line in the log where the step is another one."""
         if self.learner is None:
+            self.report("alive")
             return
         epoch, step, loss = self._progress()
         if step != self._logged_step:

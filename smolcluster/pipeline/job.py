@@ -62,7 +62,7 @@ def conduct(
 
     ``watch`` sees every event after it has been recorded.
     """
-    _refuse_what_is_not_built(spec)
+    refuse_what_is_not_built(spec)
     members = roster(spec, purpose)
     threads = spec.cluster.threads_per_node or max(1, (os.cpu_count() or 1) // processes(spec, purpose))
     job = Job(
@@ -163,7 +163,7 @@ def reason_with_checkpoint(outcome: Outcome, place: Place) -> str:
     return f"{outcome.reason}; no checkpoint was saved yet"
 
 
-def _refuse_what_is_not_built(spec: RunSpec) -> None:
+def refuse_what_is_not_built(spec: RunSpec) -> None:
     """This version starts nodes on this machine only, and says so before it starts any."""
     if not spec.cluster.is_local:
         far = [name for name, node in spec.cluster.nodes.items() if node.ssh is not None]

@@ -22,7 +22,7 @@ WORKERS = [Member(name=f"worker{rank}", role="worker", rank=rank) for rank in ra
 
 def running(survives: bool = True, restarts: int = 1, least: int = 1) -> Supervisor:
     """A supervisor whose nodes are all there."""
-    rules = Rules(survives_workers=survives, max_restarts=restarts, min_workers=least, start_timeout_s=10)
+    rules = Rules(survives_workers=survives, max_restarts=restarts, min_workers=least, start_timeout_s=10, silence_s=5)
     supervisor = Supervisor([SERVER, *WORKERS], rules)
     assert supervisor.begin(0.0) == [StartNode(name=m.name, joined=1) for m in (SERVER, *WORKERS)]
     assert supervisor.listening("server", ["h", 1]) == []
@@ -82,7 +82,7 @@ def test_only_the_servers_word_on_a_worker_counts() -> None:
 
 
 def test_a_node_that_does_not_start_in_time_is_killed_once() -> None:
-    rules = Rules(survives_workers=True, max_restarts=0, min_workers=1, start_timeout_s=10)
+    rules = Rules(survives_workers=True, max_restarts=0, min_workers=1, start_timeout_s=10, silence_s=5)
     supervisor = Supervisor([SERVER, *WORKERS], rules)
     supervisor.begin(0.0)
     supervisor.listening("server", ["h", 1])
@@ -93,6 +93,29 @@ def test_a_node_that_does_not_start_in_time_is_killed_once() -> None:
     (view,) = supervisor.exited("worker1", -9, 10.3)
     assert isinstance(view, PublishView), "the others begin without it"
     assert [m.name for m in view.view.members] == ["server", "worker0"]
+
+
+def test_a_node_that_hangs_is_killed_and_named() -> None:
+    supervisor = running()
+    supervisor.tick(0.0)
+    for tick in range(1, 25):
+        supervisor.heard("worker0")
+        supervisor.heard("worker1")
+        assert supervisor.tick(tick * 0.2) == []
+    supervisor.heard("worker0")
+    supervisor.heard("worker1")
+    (kill,) = supervisor.tick(5.0)
+    assert kill == KillNode(name="server", reason="has reported nothing for 5.0 s and was killed")
+    assert supervisor.tick(5.2) == [], "once"
+    (end,) = supervisor.exited("server", -9, 5.3)
+    assert isinstance(end, EndRun)
+    assert end.reason == "server (server): has reported nothing for 5.0 s and was killed"
+
+
+def test_a_controller_that_slept_blames_nobody() -> None:
+    supervisor = running()
+    supervisor.tick(0.0)
+    assert supervisor.tick(3600.0) == []
 
 
 def test_the_end() -> None:
