@@ -48,3 +48,22 @@ def test_killed_controller_leaves_no_process(tmp_path: Path) -> None:
         run.process.kill()
         run.finish()
         gone(pids, 10)
+
+
+@pytest.mark.parametrize(("victim", "code"), [("worker1", 0), ("server", 1)])
+def test_a_node_that_hangs_is_named_and_ended(tmp_path: Path, victim: str, code: int) -> None:
+    """SIGSTOP: the process is there, its connections are there, and it does nothing."""
+    with Command(tmp_path / "run", WORDS) as run:
+        run.wait_until(lambda: run.steps() > 20, "step 20")
+        os.kill(run.pids()[victim], signal.SIGSTOP)
+        began = time.monotonic()
+        assert run.finish() == code
+        assert time.monotonic() - began < 40
+        pids = run.all_pids()
+    gone(pids, 5)
+    if code:
+        assert "server (server): has reported nothing for" in run.stderr
+    else:
+        reasons = [event["reason"] for event in run.journal("killed")]
+        assert any("worker1" in reason or "reported nothing" in reason for reason in reasons)
+        assert run.summary["steps"] == 300
