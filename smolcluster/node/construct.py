@@ -77,9 +77,11 @@ def resume(learner: FabricLearner, start: Start) -> tuple[AlgorithmState | None,
     checkpoint = load(Path(start.resume))
     what = f"the checkpoint {start.resume}"
     learner.flat.load_named_state(checkpoint.model, what)
-    learner.load_optimizer_named_state(checkpoint.optimizer, what)
-    learner.version = checkpoint.step
     plain = dict(checkpoint.plain)
+    same_optimizer = plain.get("optim") == start.spec.choices.get("optim")
+    if same_optimizer and learner.load_optimizer_named_state(checkpoint.optimizer, what):
+        learner.optimizer_steps = plain["optimizer_steps"]
+    learner.version = checkpoint.step
     if plain.get("algo") == start.spec.choices.get("algo"):
         return AlgorithmState(plain=plain["algorithm"], tensors=checkpoint.algorithm), plain
     # another algorithm takes over where the run stands in its samples, and nothing else

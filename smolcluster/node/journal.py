@@ -97,6 +97,7 @@ class NodeJournal:
             step=step.version,
             plain={
                 "samples": self.samples,
+                "optimizer_steps": self.learner.optimizer_steps,
                 "best": self.best,
                 "seed": self.spec.seed,
                 "algo": self.spec.choices.get("algo"),

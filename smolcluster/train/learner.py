@@ -49,6 +49,7 @@ class FabricLearner:
     def __init__(self, spec: RunSpec, dataset: Dataset, fabric: Fabric, thread: ThreadPoolExecutor) -> None:
         self.spec, self.dataset, self.fabric, self._thread = spec, dataset, fabric, thread
         self.version = 0
+        self.optimizer_steps = 0
         self.num_steps = 1
         self.computed_samples = self.last_step = self.last_epoch = 0
         self.last_loss = math.nan
@@ -137,8 +138,10 @@ class FabricLearner:
             return Applied(grad_norm=norm, clip=0.0, skipped=True, lr=0.0, norms=norms)
         clip = clip_(gradient, train.grad_clip_norm, norm) if train.clip == "global" else 1.0
         lr = self.spec.schedule.lr(self.spec.optim.lr, self.version - 1, self.num_steps) * lr_scale
+        self.optimizer_steps += 1  # not the version: a resumed run with another optimizer starts that one afresh
+        count, state = self.optimizer_steps, self._optimizer_state
         with torch.no_grad():
-            self.spec.optim.step(self.flat.parameters, gradient, self._optimizer_state, count=self.version, lr=lr)
+            self.spec.optim.step(self.flat.parameters, gradient, state, count=count, lr=lr)
             self.flat.load_buffers(buffers)
         return Applied(grad_norm=norm, clip=clip, skipped=False, lr=lr, norms=norms)
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Cosine:
     """``schedule=cosine``: linear warm-up to the peak, then half a cosine down to ``min_lr``."""
 
-    warmup_steps: Annotated[int, Range(ge=0, le=10**9, unit="optimizer steps")] = 100
-    """Steps of linear warm-up; 0: none."""
+    warmup_steps: Annotated[int | None, Range(ge=0, le=10**9, unit="optimizer steps")] = None
+    """Steps of linear warm-up; 0: none; null: a tenth of the run, at most 100."""
     min_lr: Annotated[float | None, Range(ge=0, le=100)] = None
     """Learning rate at the end and after it; null: a tenth of the peak."""
 
@@ -37,7 +37,8 @@ class Cosine:
         >>> round(Cosine(warmup_steps=100, min_lr=6e-5).lr(6e-4, 325, 1000), 12)
         0.000520918831
         """
-        warmup, low = self.warmup_steps, peak / 10 if self.min_lr is None else self.min_lr
+        warmup = min(100, num_steps // 10) if self.warmup_steps is None else self.warmup_steps
+        low = peak / 10 if self.min_lr is None else self.min_lr
         if step < warmup:
             return peak * (step + 1) / warmup
         if step >= num_steps:

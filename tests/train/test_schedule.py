@@ -22,5 +22,7 @@ def test_edges() -> None:
     assert Cosine(warmup_steps=0, min_lr=0).lr(1.0, 0, 10) == 1.0
     short = Cosine(warmup_steps=10, min_lr=0.1)
     assert [short.lr(1.0, step, 5) for step in (4, 9, 10)] == [0.5, 1.0, 0.1], "warm-up longer than the run"
+    assert Cosine().lr(1.0, 0, 120) == pytest.approx(1 / 12), "a tenth of a short run"
+    assert Cosine().lr(1.0, 0, 5000) == pytest.approx(1 / 100), "never more than a hundred steps"
     assert Constant(warmup_steps=2).lr(0.4, 0, 9) == 0.2
     assert Constant(warmup_steps=2).lr(0.4, 7, 9) == 0.4
