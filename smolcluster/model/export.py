@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import warnings
 from pathlib import Path
@@ -51,16 +52,21 @@ def as_program(module: nn.Module, folder: Path, dataset: Dataset) -> None:
         # An LSTM keeps its parameters in a second list as well, which tracing fills anew and puts back.
         warnings.filterwarnings("ignore", message=r".*_flat_weights.* assigned during export")
         program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-    torch.export.save(program, folder / PROGRAM)
+    written = io.BytesIO()
+    torch.export.save(program, written)
+    (folder / PROGRAM).write_bytes(written.getbuffer())
     _save_weights(dict(model.state_dict()), folder)
     if dataset.tokenizer is not None:
         dataset.tokenizer.save(folder)
 
 
 def _save_weights(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Every tensor once: of names that share one, the first in alphabetical order."""
-    from safetensors.torch import save_file
+    """Every tensor once: of names that share one, the first in alphabetical order.
+
+    Written by Python, not by safetensors: its files nobody else may read, and its errors are not OSError.
+    """
+    from safetensors.torch import save
 
     by_place = {(tensors[name].data_ptr(), tensors[name].shape): name for name in sorted(tensors, reverse=True)}
     kept = {name: tensors[name].contiguous() for name in sorted(by_place.values())}
-    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(save(kept, metadata={"format": "pt"}))

@@ -61,6 +61,19 @@ def test_a_position_sees_nothing_behind_it(describe: Callable[..., DataInfo]) ->
     assert not torch.allclose(one[:, 5:], two[:, 5:])
 
 
+def test_the_bias_that_softmax_cancels_is_not_trained_on_rounding(describe: Callable[..., DataInfo]) -> None:
+    module = built(SMALL, describe(20, 8))
+    module(torch.randint(0, 20, (3, 8))).pow(2).sum().backward()
+    for block in module.blocks:
+        assert isinstance(block, nn.Module)
+        gradient = block.get_parameter("attention.qkv.bias").grad
+        assert gradient is not None
+        query, key, value = gradient.chunk(3)
+        assert not key.any()
+        assert query.any()
+        assert value.any()
+
+
 def test_the_parts_are_the_whole(describe: Callable[..., DataInfo]) -> None:
     module = built(SMALL, describe(20, 8)).eval()
     ids = torch.randint(0, 20, (3, 6))

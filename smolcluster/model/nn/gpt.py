@@ -44,11 +44,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, dim = x.shape
-        heads = self.qkv(x).view(batch, length, 3, self.num_heads, dim // self.num_heads)
+        heads = linear(x, self.qkv.weight, self._bias()).view(batch, length, 3, self.num_heads, dim // self.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [batch, heads, length, dim / heads]
         dropout = self.dropout.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         return self.dropout(self.output(mixed.transpose(1, 2).reshape(batch, length, dim)))  # type: ignore[no-any-return]
+
+    def _bias(self) -> Tensor:
+        """[3 dim] without the keys' part, which adds the same to all scores of a query, so that softmax cancels it.
+
+        Its gradient is zero but for rounding, and AdamW would make whole steps of that: two runs whose sums differ
+        in the last bit would differ in it by all it has learned. Left out, its gradient is exactly zero.
+        """
+        query, key, value = self.qkv.bias.chunk(3)
+        return torch.cat((query, torch.zeros_like(key), value))
 
 
 class FeedForward(nn.Module):

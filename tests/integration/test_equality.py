@@ -1,0 +1,19 @@
+"""Two rows of the grid of tests/integration/equality.py: real processes, TCP, TLS, random delays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.equality import LIMIT, compare
+
+
+@pytest.mark.parametrize(
+    ("model", "optim", "clip", "shape"),
+    [("simplenn", "sgd", "off", "31 samples, 3 workers"), ("gpt", "adamw", "global", "2 workers")],
+)
+def test_equals_one_process_over_the_network(model: str, optim: str, clip: str, shape: str, tmp_path: Path) -> None:
+    row = compare(model, optim, clip, shape, tmp_path)
+    assert row.difference <= LIMIT
+    assert row.sent_bytes > 50 * 4 * 1000, "the weights really went over the network"
