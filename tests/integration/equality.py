@@ -61,9 +61,8 @@ def compare(model: str, optim: str, clip: str, shape: str, folder: Path) -> Comp
 def main() -> None:
     """The grid, as a Markdown table; exit code 1 where a row is above :data:`LIMIT`."""
     write, worst = sys.stdout.write, 0.0
-    write(
-        "| model | optimizer | clip | shape | max abs(a-b) / max abs(a) | sent by the server |\n|---|---|---|---|---|---|\n"
-    )
+    write("| model | optimizer | clip | shape | max abs(a-b) / max abs(a) | sent by the server |\n")
+    write("|---|---|---|---|---|---|\n")
     for model, optim, clip, shape in itertools.product(MODELS, ("sgd", "adamw"), ("global", "off"), SHAPES):
         with tempfile.TemporaryDirectory() as folder:
             row = compare(model, optim, clip, shape, Path(folder))

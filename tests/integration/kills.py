@@ -3,6 +3,7 @@ seeded moments per role and prints the table; the suite does three of them."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -33,6 +34,7 @@ class Killed:
     seed: int
     after_s: float
     noticed_s: float | None
+    pause_s: float | None
     ended_s: float
     outcome: str
 
@@ -46,7 +48,7 @@ def kill(algo: str, victim: str, moment: str, seed: int, folder: Path) -> Killed
         time.sleep(pause)  # the random moment itself
         target = run.pids()[victim]
         os.kill(target, signal.SIGKILL)
-        began = time.monotonic()
+        began, at = time.monotonic(), time.time()
         noticed = None
         if run.process.poll() is None:
             run.wait_until(lambda: "lost" in run.states(victim) or run.process.poll() is not None, "being noticed")
@@ -57,7 +59,14 @@ def kill(algo: str, victim: str, moment: str, seed: int, folder: Path) -> Killed
     gone(pids, 10)
     check = _check_server if victim == "server" else _check_worker
     outcome = check(run, code, ended, noticed, folder)
-    return Killed(algo, victim, moment, seed, pause, noticed, ended, outcome)
+    return Killed(algo, victim, moment, seed, pause, noticed, longest_pause(run, at), ended, outcome)
+
+
+def longest_pause(run: Command, since: float) -> float | None:
+    """Seconds between two optimizer steps, at most, in a run that went on after the kill; None where it did not."""
+    times = [line["t"] for line in run.metrics] if run.steps() else []
+    after = [late - max(early, since) for early, late in itertools.pairwise(times) if late > since]
+    return max(after, default=None)
 
 
 def _wait_for(run: Command, victim: str, moment: str, chance: random.Random) -> None:
@@ -104,16 +113,17 @@ def main() -> None:
     """20 moments per role and algorithm, as a Markdown table."""
     per_role = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     write = sys.stdout.write
-    write("| algorithm | killed | moment | seed | noticed after | run ended after | outcome |\n")
-    write("|---|---|---|---|---|---|---|\n")
+    write("| algorithm | killed | moment | seed | noticed after | longest pause | run ended after | outcome |\n")
+    write("|---|---|---|---|---|---|---|---|\n")
     for algo in ("syncps", "edp"):
         for victim in ("worker1", "server"):
             for seed in range(per_role):
                 moment = MOMENTS[seed % len(MOMENTS)]
                 with tempfile.TemporaryDirectory() as folder:
                     row = kill(algo, victim, moment, seed, Path(folder) / "run")
-                noticed = "-" if row.noticed_s is None else f"{row.noticed_s:.2f} s"
-                write(f"| {algo} | {victim} | {moment} | {seed} | {noticed} | {row.ended_s:.1f} s | {row.outcome} |\n")
+                noticed, pause = ("-" if s is None else f"{s:.2f} s" for s in (row.noticed_s, row.pause_s))
+                what = f"| {algo} | {victim} | {moment} | {seed} | {noticed} | {pause} |"
+                write(f"{what} {row.ended_s:.1f} s | {row.outcome} |\n")
                 sys.stdout.flush()
 
 
