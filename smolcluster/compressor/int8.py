@@ -2,7 +2,8 @@
 
 Each chunk of c numbers is scaled by s = max|x| / 127 and rounded up or down at random so that the expectation
 is exact: q = floor(x/s + u), u ~ U[0,1); E[s q] = x, and the variance per number is at most s^2/4. A chunk of
-zeros has s = 0 and stays zero. d numbers take d + 4 ceil(d/c) bytes. (docs/algorithms.md, "int8".)
+zeros has s = 0 and stays zero; so does one of numbers below 1.5e-36. d numbers take d + 4 ceil(d/c) bytes.
+(docs/algorithms.md, "int8".)
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Int8:
 
         chunks, padding = self._chunks(dense.float())
         scales = chunks.abs().amax(dim=1) / LEVELS
+        scales[scales < torch.finfo(torch.float32).tiny] = 0.0  # its inverse would be infinite
         generator = torch.Generator().manual_seed(derive(seed, "stochastic rounding", rank, counter))
         inverse = torch.where(scales > 0, 1 / scales, 0)
         noise = torch.rand(chunks.shape, generator=generator)

@@ -50,3 +50,9 @@ def test_what_is_not_finite_does_not_become_finite(bad: float) -> None:
     dense[3] = bad
     decoded = Int8().decode(Int8().encode(dense, seed=0, rank=0, counter=0), 10)
     assert not bool(torch.isfinite(decoded).all())
+
+
+def test_numbers_too_small_to_scale_are_zero() -> None:
+    dense = torch.tensor([1e-37, 0.0, -1e-40, 1.0, 0.5, 0.0])
+    codec = Int8(chunk=3)
+    assert codec.decode(codec.encode(dense, seed=0, rank=0, counter=0), 6)[:3].tolist() == [0.0, 0.0, 0.0]
