@@ -32,7 +32,7 @@ class Killed:
     victim: str
     moment: str
     seed: int
-    after_s: float
+    state: str
     noticed_s: float | None
     pause_s: float | None
     ended_s: float
@@ -44,9 +44,9 @@ def kill(algo: str, victim: str, moment: str, seed: int, folder: Path) -> Killed
     chance = random.Random(f"{algo} {victim} {moment} {seed}")
     with Command(folder, (*WORDS, f"algo={algo}", f"seed={seed}")) as run:
         _wait_for(run, victim, moment, chance)
-        pause = chance.uniform(0, 1.5 if moment == "join" else 0.05)
-        time.sleep(pause)  # the random moment itself
+        time.sleep(chance.uniform(0, 0.6 if moment == "join" else 0.05))  # the random moment itself
         target = run.pids()[victim]
+        state = (run.states(victim) or ["starting"])[-1]
         os.kill(target, signal.SIGKILL)
         began, at = time.monotonic(), time.time()
         noticed = None
@@ -59,7 +59,7 @@ def kill(algo: str, victim: str, moment: str, seed: int, folder: Path) -> Killed
     gone(pids, 10)
     check = _check_server if victim == "server" else _check_worker
     outcome = check(run, code, ended, noticed, folder)
-    return Killed(algo, victim, moment, seed, pause, noticed, longest_pause(run, at), ended, outcome)
+    return Killed(algo, victim, moment, seed, state, noticed, longest_pause(run, at), ended, outcome)
 
 
 def longest_pause(run: Command, since: float) -> float | None:
@@ -113,8 +113,10 @@ def main() -> None:
     """20 moments per role and algorithm, as a Markdown table."""
     per_role = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     write = sys.stdout.write
-    write("| algorithm | killed | moment | seed | noticed after | longest pause | run ended after | outcome |\n")
-    write("|---|---|---|---|---|---|---|---|\n")
+    write(
+        "| algorithm | killed | moment | seed | its state | noticed after | longest pause | run ended after | outcome |\n"
+    )
+    write("|---|---|---|---|---|---|---|---|---|\n")
     for algo in ("syncps", "edp"):
         for victim in ("worker1", "server"):
             for seed in range(per_role):
@@ -122,7 +124,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     row = kill(algo, victim, moment, seed, Path(folder) / "run")
                 noticed, pause = ("-" if s is None else f"{s:.2f} s" for s in (row.noticed_s, row.pause_s))
-                what = f"| {algo} | {victim} | {moment} | {seed} | {noticed} | {pause} |"
+                what = f"| {algo} | {victim} | {moment} | {seed} | {row.state} | {noticed} | {pause} |"
                 write(f"{what} {row.ended_s:.1f} s | {row.outcome} |\n")
                 sys.stdout.flush()
 
