@@ -113,10 +113,17 @@ def main() -> None:
     """20 moments per role and algorithm, as a Markdown table."""
     per_role = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     write = sys.stdout.write
-    write(
-        "| algorithm | killed | moment | seed | its state | noticed after | longest pause | run ended after | outcome |\n"
+    columns = (
+        "algorithm",
+        "killed",
+        "moment",
+        "seed",
+        "its state",
+        "noticed after",
+        "longest pause",
+        "run ended after",
     )
-    write("|---|---|---|---|---|---|---|---|---|\n")
+    write(f"| {' | '.join(columns)} | outcome |\n{'|---' * 9}|\n")
     for algo in ("syncps", "edp"):
         for victim in ("worker1", "server"):
             for seed in range(per_role):
