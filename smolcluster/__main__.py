@@ -6,9 +6,14 @@ import sys
 
 
 def main() -> None:
+    from smolcluster.cli import streams
+
+    streams.fill()
     from smolcluster.cli.main import main as run
 
-    sys.exit(run())
+    code = run()
+    streams.settle()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

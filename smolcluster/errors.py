@@ -11,9 +11,13 @@ from dataclasses import dataclass
 
 
 class SmolclusterError(Exception):
-    """Base class. ``exit_code`` is what the command returns to the shell."""
+    """Base class. ``exit_code`` is what the command returns to the shell.
+
+    ``final`` says that trying again gives the same error: a node that ends with it is not started again.
+    """
 
     exit_code = 1
+    final = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,7 @@ class ConfigError(SmolclusterError):
     """The configuration is wrong; carries every problem found, not just the first."""
 
     exit_code = 2
+    final = True
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -83,8 +88,12 @@ class AggregationError(SmolclusterError):
 
 
 class CheckpointError(SmolclusterError):
-    """A checkpoint is missing, damaged or does not fit the model."""
+    """A checkpoint is missing, damaged, does not fit the model or cannot be written."""
+
+    final = True
 
 
 class DataError(SmolclusterError):
     """A data set cannot be loaded; the text names the choices that work without a network."""
+
+    final = True

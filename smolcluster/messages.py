@@ -115,13 +115,16 @@ class Pull:
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Server to worker: the weights of ``version``; ``reason`` says why they come unasked, if they do."""
+    """Server to worker: the weights of ``version``; ``reason`` says why they come unasked, if they do.
+
+    Without ``parameters`` the worker has them already.
+    """
 
     code: ClassVar[int] = 22
     sender: ClassVar[str] = "server"
     version: int
     reason: str
-    parameters: Tensor = tensor("parameters")
+    parameters: Tensor | None = tensor("parameters", optional=True)
     buffers: Tensor | None = tensor("buffers", optional=True)
 
 
@@ -158,9 +161,18 @@ class Report:
     wait_s: float
 
 
-Message: TypeAlias = Join | Work | Update | Grant | Push | Pull | Params | Finish | Rendezvous | Report
+@dataclass(frozen=True, kw_only=True)
+class Busy:
+    """Server to worker, now and then while it evaluates or saves: it is alive, have patience."""
+
+    code: ClassVar[int] = 26
+    sender: ClassVar[str] = "server"
+    reason: str
+
+
+Message: TypeAlias = Join | Work | Update | Grant | Push | Pull | Params | Finish | Rendezvous | Report | Busy
 BY_CODE: Mapping[int, type[Message]] = {
-    cls.code: cls for cls in (Join, Work, Update, Grant, Push, Pull, Params, Finish, Rendezvous, Report)
+    cls.code: cls for cls in (Join, Work, Update, Grant, Push, Pull, Params, Finish, Rendezvous, Report, Busy)
 }
 
 

@@ -7,14 +7,16 @@ because all of those implement the same four small interfaces: :class:`Peers`, :
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from smolcluster.messages import Message
+
+T = TypeVar("T")
 
 
 class Span(NamedTuple):
@@ -177,15 +179,21 @@ class Learner(Protocol):
     async def load(self, weights: Weights, *, blend: float = 1.0) -> None:
         """Local weights become ``blend * weights + (1 - blend) * local``."""
 
+    async def load_buffers(self, buffers: Tensor) -> None:
+        """Take over what is not trained (running statistics), and leave the parameters."""
+
     async def snapshot(self) -> Weights:
         """A copy of the present weights that no later step changes."""
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        """Run ``work`` there too: whatever takes longer than a heartbeat may wait."""
 
 
 @runtime_checkable
 class GroupLearner(Learner, Protocol):
     """A learner whose gradients torch.distributed averages while backward runs."""
 
-    async def open_group(self, world_size: int) -> tuple[str, int]:
+    async def open_group(self) -> tuple[str, int]:
         """Rank 0: open the meeting point; returns where the others find it."""
 
     async def join_group(self, host: str, port: int, rank: int, world_size: int) -> None:
@@ -253,6 +261,3 @@ class Reporter(Protocol):
     """The way up to the controller: one JSON object per event."""
 
     def __call__(self, event: str, **fields: Any) -> None: ...
-
-
-Names = Iterable[str]

@@ -73,16 +73,18 @@ class Replica:
         while span := self.walk.pop(self.step):
             began = clock.now()
             share = split(span, [1.0] * self.world_size)[rank]
+            # every rank must take part in every all-reduce: one without a share computes some sample, times zero
+            computed = share if share.size else Span(span.epoch, span.start, span.start + 1)
             # DDP averages over ranks; scaled so, that is the mean over samples for uneven shares too
             gradient = await learner.gradient_in_group(
-                [share], step=self.step, rank=rank, scale=share.size * self.world_size / span.size
+                [computed], step=self.step, rank=rank, scale=share.size * self.world_size / span.size
             )
             applied = await learner.apply(gradient.flat, buffers=gradient.buffers)
             self.step += 1
             report = Report(
                 step=self.step,
-                num_samples=gradient.num_samples,
-                num_items=gradient.num_items,
+                num_samples=share.size,
+                num_items=gradient.num_items if share.size else 0,
                 loss=gradient.loss,
                 compute_s=gradient.seconds,
                 wait_s=clock.now() - began - gradient.seconds,
@@ -99,7 +101,7 @@ class Replica:
     async def meet(self, peers: Peers, learner: GroupLearner, clock: Clock) -> None:
         """Rank 0 opens the meeting point and tells the others where it is."""
         if peers.me.rank == 0:
-            host, port = await learner.open_group(self.world_size)
+            host, port = await learner.open_group()
             for member in peers.view.named("worker")[1:]:
                 peers.send(member.name, Rendezvous(host=host, port=port))
             await learner.join_group(host, port, 0, self.world_size)

@@ -13,8 +13,9 @@ and its sender gets the weights. Staleness is measured at arrival for admission 
 scaling. One worker with interval 1 and no accumulation is bit for bit ``algo=single``.
 
 Failure. A lease of a worker that dies goes back and is done by another; one that was refused is consumed and
-counted. Workers may leave and join at any time, and nothing stops for it. Without the server the run ends;
-its checkpoint knows which samples are done, and goes on with any number of workers.
+counted. Workers may leave and join at any time, and nothing stops for it. A worker that answers nothing for
+``max_wait_s`` loses its leases to those that have none. Without the server the run ends; its checkpoint knows which
+samples are done, and goes on with any number of workers. While the server evaluates or saves, pushes wait.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
 
-from smolcluster.algo._bookkeeping import Tally
+from smolcluster.algo._bookkeeping import Tally, combine, detached, fault, mean_loss, strange
 from smolcluster.comms.staleness import admit
 from smolcluster.compressor.int8 import Int8
 from smolcluster.data.order import Course, Walk, course_for
 from smolcluster.errors import PeerLost, Problem, RunFailed
-from smolcluster.messages import Finish, Grant, Join, Params, Pull, Push
+from smolcluster.messages import Busy, Finish, Grant, Join, Params, Pull, Push
 from smolcluster.ports import (
     AlgorithmState,
     Clock,
@@ -138,6 +139,10 @@ class Server:
         self.histogram = Counter({int(s): n for s, n in before.get("staleness", {}).items()})
         self.leases: dict[int, Lease] = {}
         self.next_lease: int = before.get("next_lease", 0)
+        # the number of a lease seeds its randomness, so it keeps it when it is given out again
+        self.numbers = {Span(*span): number for number, *span in before.get("leases", ())}
+        self.ready: dict[str, Member] = {}
+        self.overdue: set[str] = set()
         self.done: dict[str, int] = {}
         self.buffer: list[Buffered] = []
         self.current: Weights | None = None
@@ -155,10 +160,10 @@ class Server:
             heard = now if came else heard
             if len(self.buffer) >= self.algo.gradient_accumulation_size or (self.buffer and self.idle(now, until)):
                 await self.apply()
+                heard = clock.now()  # the time that an evaluation took is nobody's fault
             elif not came and now >= until:
-                raise RunFailed(
-                    f"server: version {learner.version}: no push for {self.algo.max_wait_s:g} s; {self.waiting_for()}"
-                )
+                self.reassign()
+                heard = now
         for member in peers.view.named("worker"):
             peers.send(member.name, Finish(reason="done"))
 
@@ -181,6 +186,21 @@ class Server:
         holders = sorted({lease.worker for lease in self.leases.values()})
         return f"pushes of {', '.join(holders)}" if holders else "workers to join"
 
+    def reassign(self) -> None:
+        """Nothing came for ``max_wait_s``: give overdue leases to workers that have none; RunFailed without any."""
+        holders = sorted({lease.worker for lease in self.leases.values()})
+        idle = [member for name, member in self.ready.items() if name not in holders]
+        if not (holders and idle):
+            silence = f"no push for {self.algo.max_wait_s:g} s"
+            raise RunFailed(f"server: version {self.learner.version}: {silence}; {self.waiting_for()}")
+        for name in holders:
+            self.ready.pop(name, None)
+            self.overdue.add(name)
+            samples = self.take_back(name)
+            self.journal.event("overdue", step=self.learner.version, peer=name, samples=samples)
+        for member in idle:
+            self.fill(member)
+
     # --- what comes in -----------------------------------------------------------------------------------
 
     async def take(self, event: Received | ViewChanged | None) -> bool:
@@ -189,7 +209,7 @@ class Server:
             case Received(sender, Push() as push):
                 await self.admit(sender, push)
             case Received(sender, Pull() as pull):
-                await self.send_weights(sender.name, "pull", than=pull.version)
+                await self.send_weights(sender, "pull", than=pull.version)
             case Received(sender, Join() as join):
                 await self.welcome(sender, join)
             case ViewChanged(_, lost, joined, reason):
@@ -206,36 +226,50 @@ class Server:
         self.counts["pushes"] += 1
         lease = self.leases.get(push.lease)
         if lease is None or lease.worker != sender.name:
-            known = push.lease <= self.done.get(sender.name, -1)
-            self.refuse(sender.name, "duplicate" if known else "malformed", f"lease {push.lease} is not out to it")
-            return
-        verdict, _, reason = admit(self.learner.version, push.version, self.algo.max_staleness)
-        size = lease.span.size
-        if push.num_samples != size or not 0 < push.num_items <= size * self.max_items:
-            self.refuse(sender.name, "malformed", f"{push.num_samples} samples, {push.num_items} items; leased {size}")
+            await self.surprise(sender, push)
             return
         del self.leases[push.lease]
         self.done[sender.name] = max(push.lease, self.done.get(sender.name, -1))
-        self.compute_s, self.wait_s = self.compute_s + push.compute_s, self.wait_s + push.wait_s
-        self.grant(sender.name)
+        self.grant(sender)
+        size = lease.span.size
+        if push.num_samples != size or not 0 < push.num_items <= size * self.max_items or push.version < 0:
+            told = f"{push.num_samples} samples, {push.num_items} items, version {push.version}"
+            self.refuse(sender.name, "malformed", f"{told}; leased {size}", samples=size)
+            return
+        verdict, _, reason = admit(self.learner.version, push.version, self.algo.max_staleness)
         if verdict != "accept":
             self.refuse(sender.name, verdict, reason, samples=size)
-            await self.send_weights(sender.name, verdict)
+            await self.send_weights(sender, verdict)
             return
-        gradient = self.decode(push)
-        if not math.isfinite(float(gradient.norm())):
-            self.refuse(sender.name, "nonfinite", "the gradient is not finite", samples=size)
+        push, reason = await self.learner.compute(lambda: self.unpack(push))
+        if reason:
+            self.refuse(sender.name, "nonfinite" if reason == "not finite" else "malformed", reason, samples=size)
             return
+        self.compute_s, self.wait_s = self.compute_s + push.compute_s, self.wait_s + push.wait_s
         self.counts["accepted"] += 1
         self.counts[f"accepted/{sender.name}"] += 1
-        if self.algo.gradient_accumulation_size > 1 and not self.algo.use_quantization:
-            gradient = gradient.clone()  # it may wait long, and the buffer that it came in is wanted for the next
-        self.buffer.append(Buffered(replace(push, gradient=gradient), lease))
+        self.buffer.append(Buffered(push, lease))
 
-    def decode(self, push: Push) -> Tensor:
-        if not self.algo.use_quantization:
-            return push.gradient
-        return Int8().decode(push.gradient, self.learner.num_params)
+    async def surprise(self, sender: Member, push: Push) -> None:
+        """A push for a lease that is not out to its sender: refused; who was overdue is there again."""
+        if sender.name in self.overdue:
+            self.overdue.discard(sender.name)
+            self.refuse(sender.name, "late", f"lease {push.lease} was given to another")
+            self.ready[sender.name] = sender
+            await self.send_weights(sender, "late")
+            self.fill(sender)
+            return
+        known = push.lease <= self.done.get(sender.name, -1)
+        self.refuse(sender.name, "duplicate" if known else "malformed", f"lease {push.lease} is not out to it")
+
+    def unpack(self, push: Push) -> tuple[Push, str]:
+        """The decoded push, and what is wrong with it. Computes: not for the event loop."""
+        if self.algo.use_quantization:
+            gradient = Int8().decode(push.gradient, self.learner.num_params)
+            push = replace(push, gradient=gradient, buffers=None if push.buffers is None else push.buffers.clone())
+        elif self.algo.gradient_accumulation_size > 1:
+            push = detached(push)  # it may wait long, and the memory that it came in is wanted for the next
+        return push, fault(push, push.gradient)
 
     def refuse(self, name: str, kind: str, reason: str, samples: int = 0) -> None:
         self.counts[f"rejected_{kind}"] += 1
@@ -246,44 +280,64 @@ class Server:
 
     async def welcome(self, sender: Member, join: Join) -> None:
         if join.fingerprint != self.learner.fingerprint:
-            reason = f"{sender.name} has built another model or data than the server"
+            reason = strange(sender)
             self.journal.event("rejected", step=self.learner.version, peer=sender.name, reason=reason)
             self.peers.send(sender.name, Finish(reason=reason))
             return
+        self.ready[sender.name] = sender
         self.journal.event("joined", step=self.learner.version, peer=sender.name, reason="ready")
-        await self.send_weights(sender.name, "join")
-        for _ in range(LEASES_AHEAD):
-            self.grant(sender.name)
+        await self.send_weights(sender, "join")
+        self.fill(sender)
 
     def part(self, name: str, reason: str) -> None:
-        """A worker is gone: its leases go back and are done by others."""
-        mine = [number for number, lease in self.leases.items() if lease.worker == name]
-        spans = [self.leases.pop(number).span for number in mine]
-        self.walk.put_back(spans)
+        """A worker is gone: its leases are done by others."""
+        self.ready.pop(name, None)
+        self.overdue.discard(name)
         self.done.pop(name, None)
-        samples = sum(span.size for span in spans)
+        samples = self.take_back(name)
         self.journal.event("lost", step=self.learner.version, peer=name, reason=reason, samples=samples)
-        for member in self.peers.view.named("worker"):
+        for member in self.ready.values():
             if self.walk.backlog and not any(lease.worker == member.name for lease in self.leases.values()):
-                self.grant(member.name)
+                self.grant(member)
 
-    def grant(self, name: str) -> None:
-        """Lease the next batch to a worker, if there is one."""
-        span = self.walk.pop(0) if self.peers.view.get(name) else None
-        if span is None:
-            return
-        number, self.next_lease = self.next_lease, self.next_lease + 1
-        self.leases[number] = Lease(span, name)
-        self.peers.send(name, Grant(leases=(number, *span)))
+    # --- leases and weights ------------------------------------------------------------------------------
 
-    async def send_weights(self, name: str, reason: str, than: int = -1) -> None:
+    def fill(self, member: Member) -> None:
+        """As many leases as a worker may hold; who joins again and again is given no more."""
+        held = sum(lease.worker == member.name for lease in self.leases.values())
+        for _ in range(LEASES_AHEAD - held):
+            self.grant(member)
+
+    def grant(self, member: Member) -> None:
+        """Lease the next batch to a worker that is there, if there is one."""
+        if self.present(member) and (span := self.walk.pop(0)) is not None:
+            number = self.numbers.pop(span, self.next_lease)
+            self.next_lease = max(self.next_lease, number + 1)
+            self.leases[number] = Lease(span, member.name)
+            self.peers.send(member.name, Grant(leases=(number, *span)))
+
+    def take_back(self, name: str) -> int:
+        """Whatever is leased to a worker comes first again; returns how many samples that are."""
+        mine = {number: lease.span for number, lease in self.leases.items() if lease.worker == name}
+        for number, span in mine.items():
+            del self.leases[number]
+            self.numbers[span] = number
+        self.walk.put_back(list(mine.values()))
+        return sum(span.size for span in mine.values())
+
+    def present(self, member: Member) -> bool:
+        """It has joined, and is not about to be succeeded by another of its name."""
+        return self.ready.get(member.name) == member == self.peers.view.get(member.name)
+
+    async def send_weights(self, member: Member, reason: str, than: int = -1) -> None:
         """Weights and their version belong together: one snapshot per version serves everybody."""
+        if not self.present(member):
+            return
         if self.current is None:
             self.current = await self.learner.snapshot()
-        parameters, buffers = self.current
-        self.peers.send(
-            name, Params(version=self.learner.version, reason=reason, parameters=parameters, buffers=buffers)
-        )
+        parameters = self.current.parameters if than != self.learner.version else None
+        version, buffers = self.learner.version, self.current.buffers
+        self.peers.send(member.name, Params(version=version, reason=reason, parameters=parameters, buffers=buffers))
 
     # --- the optimizer step ------------------------------------------------------------------------------
 
@@ -294,16 +348,15 @@ class Server:
         staleness = [version - b.push.version for b in batch]
         items = [b.push.num_items for b in batch]
         weights = [n * self.phi(s) for n, s in zip(items, staleness, strict=True)]
-        gradient = self.aggregate([b.push.gradient for b in batch], weights)
-        statistics = [b.push.buffers for b in batch if b.push.buffers is not None]
-        buffers = self.aggregate(statistics, items) if len(statistics) == len(batch) else None
+        pushes = [b.push for b in batch]
+        gradient, buffers = await self.learner.compute(lambda: combine(self.aggregate, pushes, weights, items))
         applied = await self.learner.apply(gradient, buffers=buffers, lr_scale=sum(weights) / sum(items))
         self.current = None
         self.histogram.update(staleness)
         step = Step(
             version=self.learner.version,
-            loss=sum(b.push.loss * n for b, n in zip(batch, items, strict=True)) / sum(items),
-            num_samples=sum(b.push.num_samples for b in batch),
+            loss=mean_loss(pushes),
+            num_samples=sum(push.num_samples for push in pushes),
             num_items=sum(items),
             spans=[b.lease.span for b in batch],
             applied=applied,
@@ -326,11 +379,14 @@ class Server:
 
     def state(self) -> AlgorithmState:
         """What is leased or buffered is not done: it is given out again after a restart."""
-        unfinished = [b.lease.span for b in self.buffer] + [lease.span for lease in self.leases.values()]
+        unfinished = {b.push.lease: b.lease.span for b in self.buffer}
+        unfinished |= {number: lease.span for number, lease in self.leases.items()}
+        numbers = {**{span: number for number, span in unfinished.items()}, **self.numbers}
         plain: dict[str, Any] = {
-            **self.walk.state(unfinished),
+            **self.walk.state([span for _, span in sorted(unfinished.items())]),
             "step": self.learner.version,
             "next_lease": self.next_lease,
+            "leases": [[number, *span] for span, number in numbers.items()],
             "counts": dict(self.counts),
             "staleness": {str(s): n for s, n in self.histogram.items()},
         }
@@ -358,6 +414,7 @@ class Worker:
             if sent is not None:
                 await sent.wait(self.patience_s)  # its gradient lies where the next one will
             gradient = await learner.gradient([span], step=number, rank=peers.me.rank)
+            encoded = await self.encode(gradient.flat, number)
             wait_s, waited = peers.waited_s - waited, peers.waited_s
             push = Push(
                 lease=number,
@@ -367,7 +424,7 @@ class Worker:
                 loss=gradient.loss,
                 compute_s=gradient.seconds,
                 wait_s=wait_s,
-                gradient=self.encode(gradient.flat, number),
+                gradient=encoded,
                 buffers=gradient.buffers,
             )
             sent = peers.send(self.server, push)
@@ -375,10 +432,11 @@ class Worker:
             if pushes % self.algo.worker_update_interval == 0:
                 await self.pull()
 
-    def encode(self, gradient: Tensor, counter: int) -> Tensor:
+    async def encode(self, gradient: Tensor, counter: int) -> Tensor:
         if not self.algo.use_quantization:
             return gradient
-        return Int8().encode(gradient, seed=self.seed, rank=self.peers.me.rank, counter=counter)
+        rank = self.peers.me.rank
+        return await self.learner.compute(lambda: Int8().encode(gradient, seed=self.seed, rank=rank, counter=counter))
 
     async def prepared(self) -> bool:
         """Take what has come; wait while there is no lease or no weights. False when the run is over."""
@@ -394,8 +452,7 @@ class Worker:
     async def pull(self) -> None:
         """Ask for the weights and wait for them."""
         self.peers.send(self.server, Pull(version=self.version))
-        until = self.clock.now() + self.patience_s
-        while not self.over and (event := await self.event(until)) != "pull":
+        while not self.over and (event := await self.event(self.clock.now() + self.patience_s)) != "pull":
             if event is None:
                 self.give_up("weights")
 
@@ -406,13 +463,18 @@ class Worker:
         """Do what the next message says and return what it was; None when nothing comes before ``until``."""
         match await self.peers.next(until, f"weights or leases from {self.server}"):
             case Received(_, Params(version=version, reason=reason, parameters=parameters, buffers=buffers)):
-                await self.learner.load(Weights(parameters, buffers))
+                if parameters is not None:
+                    await self.learner.load(Weights(parameters, buffers))
+                elif buffers is not None:
+                    await self.learner.load_buffers(buffers)
                 self.version = version
                 return reason
             case Received(_, Grant(leases=numbers)):
                 for i in range(0, len(numbers) - 3, 4):
                     self.leases.append((numbers[i], Span(*numbers[i + 1 : i + 4])))
                 return "grant"
+            case Received(_, Busy()):
+                return "busy"
             case Received(_, Finish(reason=reason)):
                 self.over = True
                 if reason != "done":

@@ -11,28 +11,29 @@ the server keeps a copy of it where it differs from theta, for members that come
 
 Failure. Nobody changes weights before the server's optimizer step, which is the commit. A worker that *dies*
 before its span has arrived has it done again by the others, in the same step, at the same weights. A
-*straggler* (``timeout`` after the first arrival) has its span dropped: consumed and counted; it is given nothing
-new until it has answered, and then takes over the weights that the others hold. A gradient that is
-not finite, or does not match what was asked for, is refused and counted. A worker that joins, or comes back, is
-fed the weights and has a share from then on. Without the server the run ends; its checkpoint goes on.
+*straggler* (``timeout`` after the first arrival, or after the first that follows such a death) has its span dropped:
+consumed and counted; it is given nothing new until it has answered, and then takes over the weights that the others
+hold. A gradient that is not finite, or does not match what was asked for, is refused and counted. A worker that
+joins, or comes back, is fed the weights and has a share from then on. Without the server the run ends; its
+checkpoint goes on.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from smolcluster.algo._bookkeeping import Speeds, Tally
+from smolcluster.algo._bookkeeping import Speeds, Tally, combine, detached, fault, mean_loss, strange
 from smolcluster.data.order import Course, Walk, course_for, flatten, split, unflatten
 from smolcluster.errors import PeerLost, Problem, RunFailed
-from smolcluster.messages import Finish, Join, Update, Work
+from smolcluster.messages import Busy, Finish, Join, Update, Work
 from smolcluster.ports import (
     Aggregator,
     AlgorithmState,
     Clock,
     Delivery,
+    Gradient,
     Journal,
     Learner,
     Member,
@@ -46,6 +47,8 @@ from smolcluster.ports import (
 from smolcluster.spec.schema import Range
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from smolcluster.spec.run import RunSpec
 
 MAX_EMPTY_STEPS = 10
@@ -109,7 +112,7 @@ class Verdict(NamedTuple):
 
 
 def barrier(*, missing: int, arrived: int, began: float, first: float | None, now: float, algo: SyncPS) -> Verdict:
-    """Whether a step is complete. ``missing`` spans are owed, ``arrived`` workers have sent theirs.
+    """Whether a step is complete. ``missing`` spans are owed; gradients of ``arrived`` workers are usable.
 
     The straggler timeout runs from the ``first`` arrival, not from the beginning of the step: how long a
     gradient takes to compute and to send is not a straggler's fault.
@@ -117,28 +120,28 @@ def barrier(*, missing: int, arrived: int, began: float, first: float | None, no
     if missing == 0:
         return Verdict("proceed", now, "all arrived")
     limit = began + algo.sync_max_wait_s
-    if now >= limit:
-        return Verdict("abort", now, f"not complete after {algo.sync_max_wait_s:g} s")
-    if first is None or algo.timeout is None:
-        return Verdict("wait", limit, "for all")
-    late = first + algo.timeout
+    late = limit if first is None or algo.timeout is None else min(first + algo.timeout, limit)
     if now < late:
-        return Verdict("wait", min(late, limit), "for stragglers")
-    if arrived >= algo.quorum:
+        return Verdict("wait", late, "for all" if algo.timeout is None else "for stragglers")
+    if algo.timeout is not None and arrived >= algo.quorum:
         return Verdict("proceed", now, f"straggler timeout of {algo.timeout:g} s")
-    return Verdict("wait", limit, f"for a quorum of {algo.quorum}")
+    if now < limit:
+        return Verdict("wait", limit, f"for a quorum of {algo.quorum}")
+    return Verdict("abort", now, f"not complete after {algo.sync_max_wait_s:g} s")
 
 
 @dataclass
 class Round:
-    """One step in progress. ``owed`` says who has which spans to send; ``orphans`` have nobody."""
+    """One step in progress. ``owed`` says who has which spans to send; ``orphans`` have nobody; ``own`` is the
+    server's share that it has yet to compute. ``usable`` are the workers whose gradients will be averaged."""
 
     step: int
     began: float
     owed: dict[Span, str] = field(default_factory=dict)
     orphans: list[Span] = field(default_factory=list)
     updates: dict[Span, Update] = field(default_factory=dict)
-    arrived: set[str] = field(default_factory=set)
+    own: list[Work] = field(default_factory=list)
+    usable: set[str] = field(default_factory=set)
     first: float | None = None
 
 
@@ -151,10 +154,12 @@ class Server:
         self.algo, self.aggregate, self.max_items = algo, aggregate, max_items
         self.walk = Walk.resume(course, state.plain if state else None)
         self.step: int = state.plain["step"] if state else 0
-        self.mirror = self._mirror_from(state)
+        self.mirror = state.tensors.get("mirror") if state else None
+        self.statistics: Tensor | None = None
         self.ready: dict[str, Member] = {}
         self.outdated: set[str] = set()
         self.behind: set[str] = set()
+        self.holds: dict[str, int] = {}
         self.speeds = Speeds(even=algo.shares == "even")
         self.counts = Tally(state.plain.get("counts") if state else None)
         self.empty_steps = 0
@@ -163,13 +168,14 @@ class Server:
         self.peers, self.learner, self.clock, self.journal = peers, learner, clock, journal
         learner.num_steps = self.step + self.walk.remaining(self.step)
         if self.mirror is None and (self.algo.worker_update_interval > 1 or self.algo.polyak_alpha < 1):
-            self.mirror = await learner.snapshot()
+            self.mirror = (await learner.snapshot()).parameters
         await self.assemble()
         committed, state = None, self.state()
         while span := self.walk.peek(self.step):
             round_ = await self.begin(span)
             if committed is not None:
                 await journal.commit(committed, state)  # while the workers compute
+            round_.began = self.clock.now()  # the time that an evaluation took is nobody's fault
             await self.collect(round_)
             committed = await self.apply(round_, span)
             state = self.state()
@@ -200,11 +206,16 @@ class Server:
     def trainers(self) -> list[str]:
         """Who computes, in rank order; the server first where it trains too. Who owes an answer does not."""
         by_rank = sorted(self.ready.values(), key=lambda member: member.rank)
-        workers = [member.name for member in by_rank if member.name not in self.behind]
+        # who has just been replaced is still in `ready`; its successor has neither joined nor weights yet
+        present = [member for member in by_rank if self.peers.view.get(member.name) == member]
+        workers = [member.name for member in present if member.name not in self.behind]
         return [self.peers.me.name, *workers] if self.algo.server_trains else workers
 
     async def hand_out(self, round_: Round, names: Sequence[str], due: set[str]) -> None:
-        """Share the orphaned spans of a step among ``names``; send weights to who is ``due`` or new."""
+        """Share the orphaned spans of a step among ``names``; send weights to who is ``due`` or new.
+
+        Running statistics travel in every step: they move with every batch, also where weights do not.
+        """
         if not names:
             return
         orphans, round_.orphans = round_.orphans, []
@@ -216,37 +227,43 @@ class Server:
                     round_.owed[piece] = name
         theta = await self.learner.snapshot() if due or self.outdated & set(names) else None
         for name in names:
-            if name != self.peers.me.name:
-                weights, blend = self.weights_for(name, due, theta)
-                if weights is not None or shares[name]:
-                    self.peers.send(name, self.work(round_, shares[name], weights, blend))
-        own = shares.get(self.peers.me.name)
-        if own:
-            await self.train_own(self.work(round_, own, None, 0.0))
+            if name == self.peers.me.name:
+                round_.own += [self.work(round_, shares[name], None, self.statistics, 0.0)]
+                continue
+            parameters, blend = self.weights_for(name, due, theta)
+            if parameters is not None:
+                self.holds[name] = self.learner.version
+            if parameters is not None or shares[name]:
+                buffers = theta.buffers if theta is not None else self.statistics
+                self.peers.send(name, self.work(round_, shares[name], parameters, buffers, blend))
 
-    def weights_for(self, name: str, due: set[str], theta: Weights | None) -> tuple[Weights | None, float]:
+    def weights_for(self, name: str, due: set[str], theta: Weights | None) -> tuple[Tensor | None, float]:
         """What a worker is sent, and how it blends it: a new member takes over what all the others hold."""
-        if name in self.outdated:
+        if theta is not None and name in self.outdated:
             self.outdated.discard(name)
-            return self.mirror or theta, 1.0
-        return (theta, self.algo.polyak_alpha) if name in due else (None, 0.0)
+            return (theta.parameters if self.mirror is None else self.mirror), 1.0
+        return (theta.parameters, self.algo.polyak_alpha) if theta is not None and name in due else (None, 0.0)
 
-    def work(self, round_: Round, spans: Sequence[Span], weights: Weights | None, blend: float) -> Work:
+    def work(
+        self, round_: Round, spans: Sequence[Span], parameters: Tensor | None, buffers: Tensor | None, blend: float
+    ) -> Work:
         return Work(
             step=round_.step,
             version=self.learner.version,
             blend=blend,
             spans=flatten(spans),
-            parameters=weights.parameters if weights else None,
-            buffers=weights.buffers if weights else None,
+            parameters=parameters,
+            buffers=buffers,
         )
 
     async def collect(self, round_: Round) -> None:
         """Wait for the spans of this step until the barrier says to go on."""
         while True:
+            while round_.own:
+                await self.train_own(round_.own.pop())
             verdict = barrier(
                 missing=len(round_.owed) + len(round_.orphans),
-                arrived=len(round_.arrived),
+                arrived=len(round_.usable - {self.peers.me.name}),
                 began=round_.began,
                 first=round_.first,
                 now=self.clock.now(),
@@ -279,14 +296,12 @@ class Server:
             return None
         self.empty_steps = 0
         items = [update.num_items for update in updates]
-        gradient = self.aggregate([update.gradient for update in updates], items)
-        statistics = [update.buffers for update in updates if update.buffers is not None]
-        buffers = self.aggregate(statistics, items) if len(statistics) == len(updates) else None
-        applied = await self.learner.apply(gradient, buffers=buffers)
+        gradient, self.statistics = await self.learner.compute(lambda: combine(self.aggregate, updates, items, items))
+        applied = await self.learner.apply(gradient, buffers=self.statistics)
         computing, waiting = sum(u.compute_s for u in updates), sum(u.wait_s for u in updates)
         return Step(
             version=self.learner.version,
-            loss=sum(u.loss * n for u, n in zip(updates, items, strict=True)) / sum(items),
+            loss=mean_loss(updates),
             num_samples=sum(update.num_samples for update in updates),
             num_items=sum(items),
             spans=[part for update in updates for part in unflatten(update.spans)],
@@ -294,7 +309,7 @@ class Server:
             wait_share=waiting / max(computing + waiting, 1e-9),
             details={
                 "weight_version": min(update.version for update in updates),
-                "workers": len(round_.arrived),
+                "workers": len(round_.usable),
                 "compute_s": computing / len(updates),
                 "dropped_samples": span.size - sum(update.num_samples for update in updates),
                 "accepted": self.counts.by_worker("accepted"),
@@ -309,7 +324,7 @@ class Server:
         """Take one event and do what it asks for."""
         match await self.peers.next(until, waiting_for):
             case Received(sender, Update() as update):
-                self.take(round_, sender, update)
+                await self.take(round_, sender, update)
                 if round_ is not None and round_.orphans:
                     await self.hand_out(round_, self.trainers(), set())
             case Received(sender, Join() as join):
@@ -318,6 +333,7 @@ class Server:
                 for name in lost:
                     self.part(round_, name, reason)
                 if round_ is not None and round_.orphans:
+                    round_.first = None  # who does them again has not been late yet
                     await self.hand_out(round_, self.trainers(), set())
                 for name in joined:
                     self.journal.event("member", step=self.step, peer=name, reason=reason)
@@ -326,7 +342,7 @@ class Server:
             case None:
                 return
 
-    def take(self, round_: Round | None, sender: Member, update: Update) -> None:
+    async def take(self, round_: Round | None, sender: Member, update: Update) -> None:
         """File an update, or refuse it. Only spans that this sender owes in this very step are taken."""
         if round_ is None or update.step < round_.step:
             self.counts[f"late/{sender.name}"] += 1
@@ -338,23 +354,24 @@ class Server:
         spans = unflatten(update.spans)
         size = sum(span.size for span in spans)
         owed = bool(spans) and all(round_.owed.get(span) == sender.name for span in spans)
-        if update.step != round_.step or not owed or update.num_samples != size:
+        owed = owed and len(set(spans)) == len(spans) and 3 * len(spans) == len(update.spans)
+        holds = self.holds.get(sender.name, self.learner.version)
+        if (update.step, update.version, update.num_samples) != (round_.step, holds, size) or not owed:
             self.refuse(sender.name, "does not match what was asked for", size)
             return
         for span in spans:
             del round_.owed[span]
         round_.first = self.clock.now() if round_.first is None else round_.first
-        if sender.name in round_.arrived:  # a second part; the buffer that it came in is wanted for the next one
-            update = replace(update, gradient=update.gradient.clone())
-        round_.arrived.add(sender.name)
         if not 0 <= update.num_items <= size * self.max_items:
             self.refuse(sender.name, "impossible number of items", size)
-        elif not math.isfinite(float(update.gradient.norm())):
-            self.refuse(sender.name, "not finite", size)
+        elif reason := await self.learner.compute(lambda: fault(update, update.gradient)):
+            self.refuse(sender.name, reason, size)
         else:
             self.counts[f"accepted/{sender.name}"] += 1
-            round_.updates[spans[0]] = update
             self.speeds.observe(sender.name, size, update.compute_s)
+            # a second part of one worker: the memory that it came in is wanted for what comes next
+            round_.updates[spans[0]] = detached(update) if sender.name in round_.usable else update
+            round_.usable.add(sender.name)
 
     def refuse(self, name: str, reason: str, samples: int) -> None:
         self.counts[f"refused/{name}"] += 1
@@ -363,9 +380,7 @@ class Server:
     async def welcome(self, round_: Round | None, sender: Member, join: Join) -> None:
         """A worker is ready: from now on it has a share."""
         if join.fingerprint != self.learner.fingerprint:
-            reason = (
-                f"{sender.name} has built another model or data than the server (versions of Python or data differ?)"
-            )
+            reason = strange(sender)
             self.journal.event("rejected", step=self.step, peer=sender.name, reason=reason)
             self.peers.send(sender.name, Finish(reason=reason))
             return
@@ -380,6 +395,7 @@ class Server:
         self.ready.pop(name, None)
         self.outdated.discard(name)
         self.behind.discard(name)
+        self.holds.pop(name, None)
         self.speeds.forget(name)
         mine = [span for span, owner in round_.owed.items() if owner == name] if round_ else []
         for span in mine:
@@ -391,47 +407,34 @@ class Server:
 
     async def train_own(self, work: Work) -> None:
         """The server's own share (``server_trains``), computed at theta; it arrives like any other."""
-        spans = unflatten(work.spans)
-        gradient = await self.learner.gradient(spans, step=work.step, rank=SERVER_RANK)
-        self.peers.send(
-            self.peers.me.name,
-            Update(
-                step=work.step,
-                version=work.version,
-                spans=work.spans,
-                num_samples=gradient.num_samples,
-                num_items=gradient.num_items,
-                loss=gradient.loss,
-                compute_s=gradient.seconds,
-                wait_s=0.0,
-                gradient=gradient.flat.clone(),
-                buffers=gradient.buffers,
-            ),
-        )
+        gradient = await self.learner.gradient(unflatten(work.spans), step=work.step, rank=SERVER_RANK)
+        self.peers.send(self.peers.me.name, detached(answer(work, work.version, gradient, 0.0)))
 
     async def blend_mirror(self) -> None:
         """Do to the copy of the workers' weights what the workers are about to do to theirs."""
         if self.mirror is not None:
-            theta = await self.learner.snapshot()
-            self.mirror = Weights(self.mirror.parameters.lerp(theta.parameters, self.algo.polyak_alpha), theta.buffers)
-
-    def _mirror_from(self, state: AlgorithmState | None) -> Weights | None:
-        if state is None or "mirror" not in state.tensors:
-            return None
-        return Weights(state.tensors["mirror"], state.tensors.get("mirror_buffers"))
+            before, theta = self.mirror, (await self.learner.snapshot()).parameters
+            self.mirror = await self.learner.compute(lambda: before.lerp(theta, self.algo.polyak_alpha))
 
     def state(self) -> AlgorithmState:
-        plain: dict[str, Any] = {
-            **self.walk.state(),
-            "step": self.step,
-            "counts": dict(self.counts),
-        }
-        tensors = {}
-        if self.mirror is not None:
-            tensors["mirror"] = self.mirror.parameters
-            if self.mirror.buffers is not None:
-                tensors["mirror_buffers"] = self.mirror.buffers
-        return AlgorithmState(plain=plain, tensors=tensors)
+        plain: dict[str, Any] = {**self.walk.state(), "step": self.step, "counts": dict(self.counts)}
+        return AlgorithmState(plain=plain, tensors={} if self.mirror is None else {"mirror": self.mirror})
+
+
+def answer(work: Work, version: int, gradient: Gradient, wait_s: float) -> Update:
+    """What ``work`` came to, at weights of ``version``."""
+    return Update(
+        step=work.step,
+        version=version,
+        spans=work.spans,
+        num_samples=gradient.num_samples,
+        num_items=gradient.num_items,
+        loss=gradient.loss,
+        compute_s=gradient.seconds,
+        wait_s=wait_s,
+        gradient=gradient.flat,
+        buffers=gradient.buffers,
+    )
 
 
 class Worker:
@@ -451,6 +454,8 @@ class Worker:
                 if work.parameters is not None:
                     version = work.version
                     await learner.load(Weights(work.parameters, work.buffers), blend=work.blend)
+                elif work.buffers is not None:
+                    await learner.load_buffers(work.buffers)
             for work in works:
                 if not work.spans or work.step != works[-1].step:
                     continue
@@ -458,19 +463,7 @@ class Worker:
                     await sent.wait(self.patience_s)  # its gradient lies where the next one will
                 gradient = await learner.gradient(unflatten(work.spans), step=work.step, rank=peers.me.rank)
                 wait_s, waited = peers.waited_s - waited, peers.waited_s
-                update = Update(
-                    step=work.step,
-                    version=version,
-                    spans=work.spans,
-                    num_samples=gradient.num_samples,
-                    num_items=gradient.num_items,
-                    loss=gradient.loss,
-                    compute_s=gradient.seconds,
-                    wait_s=wait_s,
-                    gradient=gradient.flat,
-                    buffers=gradient.buffers,
-                )
-                sent = peers.send(server, update)
+                sent = peers.send(server, answer(work, version, gradient, wait_s))
             works.clear()  # the buffers that they came in are wanted for what comes next
             del work
 
@@ -483,6 +476,8 @@ class Worker:
             match await peers.next(until if not works else clock.now(), f"work from {server}"):
                 case Received(_, Work() as work):
                     works.append(work)
+                case Received(_, Busy()):
+                    until = clock.now() + self.patience_s
                 case Received(_, Finish(reason=reason)):
                     if reason != "done":
                         raise RunFailed(reason)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import smolcluster
+from smolcluster.cli import earlier
+from smolcluster.cli.streams import tell
 from smolcluster.cli.words import rewrite
-from smolcluster.errors import ConfigError, Problem, SmolclusterError
+from smolcluster.errors import ConfigError, Problem, RunFailed, SmolclusterError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,46 +33,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         count = len(error.problems)
         heading = "1 problem" if count == 1 else f"{count} problems"
-        print(f"smolcluster: {heading} in the configuration", file=sys.stderr)
+        tell(f"smolcluster: {heading} in the configuration", sys.stderr)
         for problem in error.problems:
-            print(f"  {problem}", file=sys.stderr)
+            tell(f"  {problem}", sys.stderr)
         return error.exit_code
     except SmolclusterError as error:
-        print(f"smolcluster: {error}", file=sys.stderr)
+        tell(f"smolcluster: {error}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("smolcluster: interrupted", file=sys.stderr)
+        tell("smolcluster: interrupted", sys.stderr)
         return 130
+    except BrokenPipeError:  # Hydra was showing something and whoever read it had seen enough
+        return 0
 
 
 def _main(words: list[str]) -> int:
     if "--version" in words:
-        print(f"smolcluster {smolcluster.__version__}")
+        tell(f"smolcluster {smolcluster.__version__}", sys.stdout)
         return 0
+    earlier.refuse(words)
     if any(word.split("=")[0] in ONLY_SHOW for word in words):
         return _show(words)
     flags, overrides = _split(words)
     overrides = rewrite(overrides)
-    from smolcluster.pipeline.job import refuse_what_is_not_built
+    from smolcluster.pipeline.job import preflight
     from smolcluster.spec.compose import validate_jobs
 
     for spec in validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd"))):
-        refuse_what_is_not_built(spec)
+        preflight(spec)
     results: list[Result] = []
     code = 0
     try:
-        _hydra([*flags, *overrides], lambda config: _guarded(config, results))
+        _start([*flags, *overrides], results)
     except KeyboardInterrupt:
         code = 130
-    except _Refused as refused:
-        raise refused.error from None
     return _conclude(results) or code
 
 
-class _Refused(BaseException):
-    """Carries a wrong configuration past Hydra, which would print a report of its own for any Exception."""
+def _start(words: list[str], results: list[Result]) -> None:
+    """Let Hydra start the jobs. What it cannot do is about its own keys, or about the place where it writes."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    def __init__(self, error: ConfigError) -> None:
+    from smolcluster.pipeline.job import unwritable
+
+    try:
+        _hydra(words, lambda config: _guarded(config, results))
+    except _Refused as refused:
+        raise refused.error from None
+    except (HydraException, OmegaConfBaseException) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError([Problem(key="hydra", value=" ".join(words), rule=f"cannot be composed: {first}")]) from None
+    except OSError as error:
+        raise unwritable(error.filename or "outputs", error) from None
+
+
+class _Refused(BaseException):
+    """Carries an error past Hydra, which would print a report of its own for any Exception."""
+
+    def __init__(self, error: SmolclusterError) -> None:
         self.error = error
         super().__init__(str(error))
 
@@ -77,8 +99,10 @@ class _Refused(BaseException):
 def _guarded(config: DictConfig, results: list[Result]) -> float | None:
     try:
         return _job(config, results)
-    except ConfigError as error:
+    except SmolclusterError as error:
         raise _Refused(error) from None
+    except OSError as error:
+        raise _Refused(RunFailed(f"the controller: {error}")) from error
 
 
 def _show(words: Sequence[str]) -> int:
@@ -116,8 +140,8 @@ def _job(config: DictConfig, results: list[Result]) -> float | None:
     results.append(result)
     if result.outcome.status == "interrupted":
         raise KeyboardInterrupt
-    if result.outcome.status == "failed":
-        print(f"smolcluster: {result.outcome.reason}", file=sys.stderr)
+    if result.outcome.status == "failed" and not (sys.stdout.isatty() and sys.stderr.isatty()):
+        tell(f"smolcluster: {result.outcome.reason}", sys.stderr)
     return result.metric
 
 
@@ -129,10 +153,11 @@ def _conclude(results: Sequence[Result]) -> int:
         return 0
     if len(results) > 1:
         rows = [{**result.summary, "run": result.number, "overrides": list(result.overrides)} for result in results]
-        show(sys.stdout, comparison_table(rows))
+        with suppress(OSError):  # whoever read the output has gone
+            show(sys.stdout, comparison_table(rows))
     folder = results[0].folder if len(results) == 1 else results[0].folder.parent
     shown = os.path.relpath(folder)
-    print(shown if not shown.startswith("..") else folder)
+    tell(shown if not shown.startswith("..") else str(folder), sys.stdout)
     return max(result.outcome.exit_code for result in results)
 
 
@@ -142,7 +167,7 @@ def _hydra(words: Sequence[str], task: Any) -> None:
 
     from smolcluster.spec.compose import CONFIG_NAME, conf_dir
 
-    saved, sys.argv = sys.argv, [sys.argv[0], *words]
+    saved, sys.argv = sys.argv, ["smolcluster", *words]  # its name in Hydra's messages, however it was started
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)

@@ -24,10 +24,12 @@ from smolcluster.cluster.supervision import (
     Rules,
     StartNode,
     Supervisor,
+    ending,
 )
 from smolcluster.comms.security import Authority
 from smolcluster.errors import SmolclusterError
 from smolcluster.ports import Member
+from smolcluster.tracking.fields import finite
 
 if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
@@ -140,6 +142,8 @@ class Controller:
         if self._interrupts > 1:
             for handle in self.handles.values():
                 handle.session.kill()
+        else:
+            self.journal("stopping", reason="the last step is saved; a second Ctrl-C does not wait for that")
         self.end(EndRun(status="interrupted", reason="stopped by the user"))
 
     def end(self, end: EndRun) -> None:
@@ -196,11 +200,13 @@ class Controller:
         return task
 
     async def _start_process(self, names: tuple[str, ...], joined: int) -> None:
-        loop = asyncio.get_running_loop()
+        loop, limit = asyncio.get_running_loop(), self.spec.cluster.start_timeout_s
         try:
-            session = await self.sessions.start(names[0])
+            async with asyncio.timeout(limit):
+                session = await self.sessions.start(names[0])
         except (SmolclusterError, OSError) as error:
-            self.carry_out(self.supervisor.failed(names[0], f"could not be started: {error}"))
+            why = f"no process within {limit:g} s" if isinstance(error, TimeoutError) else str(error)
+            self.carry_out(self.supervisor.failed(names[0], f"could not be started: {why}"))
             self.carry_out(self.supervisor.exited(names[0], 1, loop.time()))
             return
         handle = Handle(names, session)
@@ -257,7 +263,14 @@ class Controller:
             case "finished":
                 self.carry_out(self.supervisor.finished(name, now))
             case "failed" | "stopped":
-                self.carry_out(self.supervisor.failed(name, str(event.get("reason"))))
+                reason, final = str(event.get("reason")), event.get("final") is True
+                self.carry_out(self.supervisor.failed(name, reason, final=final))
+            case "alive":
+                self.supervisor.computed(name, finite(event.get("cpu_s")) or 0.0)
+            case "state" | "log":
+                self.supervisor.got_on(name)
+            case "ready":
+                self.carry_out(self.supervisor.built(name))
             case "silent":
                 self.carry_out(self.supervisor.silent(name, str(event.get("peer")), str(event.get("reason"))))
 
@@ -279,7 +292,7 @@ class Controller:
             state = self.supervisor.nodes[name]
             lost = not (state.phase.value == "finished" and code == 0)
             if lost and self.outcome is None:
-                self._take(name, {"event": "state", "state": "lost", "detail": state.failure or f"exit code {code}"})
+                self._take(name, {"event": "state", "state": "lost", "detail": state.failure or ending(code)})
             self.carry_out(self.supervisor.exited(name, code, now))
 
     async def _tick(self) -> None:
@@ -303,6 +316,8 @@ class Controller:
     async def _end_all(self) -> None:
         """Stop whoever is left: the owner of the weights first, so that it can save; then the others; then kill."""
         reason = self.outcome.reason if self.outcome else "the controller failed"
+        for task in self._starting:
+            task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
         limit = self.spec.cluster.stop_timeout_s
         owner = self.handles.get(self.roster[0].name)

@@ -27,7 +27,9 @@ class SSH:
     host: str | None = None
     """Address for SSH, where it is not the data-plane address."""
     user: str | None = None
+    """Name to log in with."""
     port: Annotated[int | None, Range(ge=1, le=65535)] = None
+    """Port of the machine's SSH server."""
     identity: str | None = None
     """Private key file."""
     jump: str | None = None
@@ -51,8 +53,11 @@ class Node:
     dials_only: bool = False
     """Nobody can connect to it (a firewall, a NAT): it dials the others."""
     memory_gb: Annotated[float | None, Range(gt=0, unit="GB")] = None
+    """Memory that training may use, for placing models; null: not known."""
     flops_per_second: Annotated[float | None, Range(gt=0, unit="FLOP/s")] = None
+    """Floating point operations per second that it reaches in training, for placing models; null: not known."""
     bandwidth_mbps: Annotated[float | None, Range(gt=0, unit="Mbit/s")] = None
+    """What its link to the others carries, for placing models; null: not known."""
     workdir: str | None = None
     """Folder on that machine; null: ~/.cache/smolcluster."""
     python: str | None = None
@@ -64,6 +69,7 @@ class Cluster:
     """Who takes part. ``nodes`` null means this machine alone: a server and ``num_workers`` workers."""
 
     nodes: Mapping[str, Node] | None = None
+    """The machines by name; null: this machine alone."""
     server: str | None = None
     """Which node is the server; null only where ``nodes`` is null."""
     workers: tuple[str, ...] | None = None
@@ -75,7 +81,7 @@ class Cluster:
     max_restarts: Annotated[int, Range(ge=0, le=1000)] = 1
     """A worker that dies is started again so many times."""
     start_timeout_s: Annotated[float, Range(gt=0, le=3600, unit="seconds")] = 120.0
-    """A node must be ready within that time."""
+    """A node must listen within that time; while it builds its model and data, it must get on at least that often."""
     stop_timeout_s: Annotated[float, Range(gt=0, le=600, unit="seconds")] = 4.0
     """After being asked to stop, a node has that time to save; then it is killed."""
     silence_limit_s: Annotated[float, Range(gt=1, le=3600, unit="seconds")] = 60.0

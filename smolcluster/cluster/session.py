@@ -16,6 +16,7 @@ from smolcluster.errors import RunFailed
 
 MAX_EVENT_BYTES = 16 << 20
 """Longest line that a node may send."""
+FORK_SERVER = "the process that nodes of this machine are forked from"
 
 
 class Session(Protocol):
@@ -178,6 +179,7 @@ class LocalForks:
         self._live: dict[int, ForkedSession] = {}
         self._codes: dict[int, int] = {}
         self._opening = asyncio.Lock()
+        self._over = False
 
     async def _open(self) -> socket.socket:
         """Start the fork server, once; nodes can be asked for while it is still importing."""
@@ -206,13 +208,19 @@ class LocalForks:
         (stdin, our_in), (our_out, stdout), (our_err, stderr) = os.pipe(), os.pipe(), os.pipe()
         started = self._started[name] = loop.create_future()
         try:
+            if self._over:
+                raise ConnectionError("it has ended")
             socket.send_fds(channel, [json.dumps({"start": name}).encode()], [stdin, stdout, stderr])
-        except OSError as error:
-            raise RunFailed(f"{name}: the fork server of this machine is gone: {error}") from None
+            pid = await started
+        except BaseException as error:  # also where nobody waits any longer: a node without its pipes ends by itself
+            for descriptor in (our_in, our_out, our_err):
+                os.close(descriptor)
+            if isinstance(error, OSError):
+                raise RunFailed(f"{FORK_SERVER}: {error}") from None
+            raise
         finally:
             for descriptor in (stdin, stdout, stderr):
                 os.close(descriptor)
-        pid = await started
         session = ForkedSession(self, pid, await _writer(our_in), await _reader(our_out), await _reader(our_err))
         self._live[pid] = session
         if pid in self._codes:  # it has ended already
@@ -228,18 +236,24 @@ class LocalForks:
                 os.kill(pid, signal.SIGKILL)
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        async for line in _lines(reader):
-            message = json.loads(line)
-            if "code" in message:
-                self._ended(message["pid"], message["code"])
-            elif "id" in message:
-                self._started.pop(message["id"]).set_result(message["pid"])
+        with contextlib.suppress(ConnectionError):  # it was killed with a request unread
+            async for line in _lines(reader):
+                self._take(json.loads(line))
+        self._over = True
         for future in self._started.values():
             if not future.done():
-                future.set_exception(RunFailed("the fork server of this machine ended before it could start a node"))
+                future.set_exception(RunFailed(f"{FORK_SERVER}: it ended before it could start a node"))
         for pid in list(self._live):
             self.kill(pid)
             self._ended(pid, -signal.SIGKILL)
+
+    def _take(self, message: Mapping[str, Any]) -> None:
+        if "code" in message:
+            self._ended(message["pid"], message["code"])
+        elif "id" in message:
+            started = self._started.pop(message["id"])
+            if not started.done():
+                started.set_result(message["pid"])
 
     def _ended(self, pid: int, code: int) -> None:
         session = self._live.pop(pid, None)
@@ -251,8 +265,11 @@ class LocalForks:
     async def close(self) -> None:
         if self._channel is None or self._process is None or self._reader is None:
             return
-        self._channel.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # it has ended already
+            self._channel.shutdown(socket.SHUT_RDWR)
         self._channel.close()
+        if not self._live and self._process.returncode is None:
+            self._process.kill()  # it may be importing still
         try:
             await asyncio.wait_for(self._process.wait(), 20)
         except TimeoutError:

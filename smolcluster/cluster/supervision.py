@@ -15,8 +15,9 @@ from smolcluster.ports import Member, View
 
 LEAVING_S = 5.0
 """When the owner of the weights has finished, the others end within that time or are killed."""
-
-
+PROGRESS_SHARE = 0.01
+"""A node that builds and uses at least this share of a processor is at work, however long it takes. Reporting that
+it lives costs a tenth of it; the slowest download costs more."""
 MAX_TICK_S = 1.0
 """More time than that between two ticks was not the nodes' silence but ours."""
 
@@ -76,6 +77,12 @@ class NodeState:
     deadline: float = 0.0
     quiet_s: float = 0.0
     """Since its last event; counted in ticks, so that a controller that was asleep blames nobody."""
+    built: bool = False
+    """Its model and its data are there."""
+    stuck_s: float = 0.0
+    """While it builds: since it last got on; counted in ticks."""
+    computed_s: float = 0.0
+    """Processor time that it had used when it last got on."""
     restarts: int = 0
     failure: str = ""
 
@@ -87,8 +94,11 @@ class Rules:
     survives_workers: bool
     """The algorithm goes on without a worker."""
     max_restarts: int
+    """So often each worker is started again."""
     min_workers: int
+    """With fewer that are there or coming, the run ends."""
     start_timeout_s: float
+    """Until a node can be connected to; and the longest that its building may stand still."""
     silence_s: float
     """A node that reports nothing for so long, though it should every half second, hangs."""
 
@@ -116,16 +126,35 @@ class Supervisor:
         """The node has said something."""
         self.nodes[name].quiet_s = 0.0
 
+    def got_on(self, name: str) -> None:
+        """The node that builds has told of something new: a state, a line of its log."""
+        self.nodes[name].stuck_s = 0.0
+
+    def computed(self, name: str, seconds: float) -> None:
+        """The node that builds has used so much processor time since it was started."""
+        node = self.nodes[name]
+        if seconds - node.computed_s >= PROGRESS_SHARE * self.rules.start_timeout_s:
+            node.computed_s, node.stuck_s = seconds, 0.0
+
+    def built(self, name: str) -> list[Action]:
+        """The node has its model and its data: it can take part. The first view goes out when all can, so that
+        no algorithm's deadline runs while somebody builds; later ones with each that joins."""
+        self.nodes[name].built = True
+        if self.published:
+            self.generation += 1
+            return list(self._publish(f"{name} is back"))
+        return list(self._publish("all nodes are there")) if self._complete else []
+
+    @property
+    def _complete(self) -> bool:
+        """Nobody is on the way any more."""
+        return all(node.built or node.phase is Phase.GONE for node in self.nodes.values())
+
     def listening(self, name: str, address: Sequence[object]) -> list[Action]:
-        """The node can be connected to. The first view goes out when all can; later ones with each that joins."""
+        """The node can be connected to."""
         node = self.nodes[name]
         node.phase, node.address = Phase.LISTENING, address
-        if not self.published:
-            if any(other.phase is Phase.STARTING for other in self.nodes.values()):
-                return []
-            return list(self._publish("all nodes are there"))
-        self.generation += 1
-        return list(self._publish(f"{name} is back"))
+        return []
 
     def finished(self, name: str, now: float) -> list[Action]:
         """The node has done its part; its process will end by itself. When it is the owner of the weights, the
@@ -147,9 +176,12 @@ class Supervisor:
     def over(self) -> bool:
         return self.nodes[self.owner].phase is Phase.FINISHED
 
-    def failed(self, name: str, reason: str) -> list[Action]:
-        """The node says why it is about to end."""
-        self.nodes[name].failure = reason
+    def failed(self, name: str, reason: str, *, final: bool = False) -> list[Action]:
+        """The node says why it is about to end. What is ``final`` would only happen again: the run ends with it."""
+        node = self.nodes[name]
+        node.failure = reason
+        if final and self.ended is None and not self.over:
+            return [self._end("failed", f"{called(node.member)}: {reason}")]
         return []
 
     def silent(self, reporter: str, name: str, reason: str) -> list[Action]:
@@ -173,7 +205,7 @@ class Supervisor:
             return self._maybe_done()
         how = node.failure or ending(code)
         node.phase = Phase.GONE
-        who = f"{name} ({node.member.role})"
+        who = called(node.member)
         if self.ended is not None:
             return []
         if node.member.role == "server" or not self.rules.survives_workers:
@@ -185,21 +217,25 @@ class Supervisor:
         if self.over:
             slow = [n.member.name for n in self.nodes.values() if n.phase is Phase.LISTENING and now >= n.deadline]
             return [KillNode(name=name, reason="the run is over") for name in slow]
-        late = [n for n in self.nodes.values() if n.phase is Phase.STARTING and now >= n.deadline and not n.failure]
-        for node in late:
-            node.failure = f"not ready within {self.rules.start_timeout_s:g} s"
-        hung = self._hung(now)
-        for node in hung:
-            node.failure = f"has reported nothing for {node.quiet_s:.1f} s and was killed"
-        return [KillNode(name=node.member.name, reason=node.failure) for node in [*late, *hung]]
-
-    def _hung(self, now: float) -> list[NodeState]:
         elapsed = 0.0 if self.last_tick is None else min(now - self.last_tick, MAX_TICK_S)
         self.last_tick = now
-        there = [node for node in self.nodes.values() if node.phase is Phase.LISTENING]
-        for node in there:
+        hanging = [node for node in self.nodes.values() if not node.failure and self._hangs(node, now, elapsed)]
+        return [KillNode(name=node.member.name, reason=node.failure) for node in hanging]
+
+    def _hangs(self, node: NodeState, now: float, elapsed: float) -> bool:
+        """Whether ``node`` has to be given up; its ``failure`` then says why."""
+        limit = self.rules.start_timeout_s
+        if node.phase is Phase.STARTING and now >= node.deadline:
+            node.failure = f"not ready within {limit:g} s (cluster.start_timeout_s) and was killed"
+        elif node.phase is Phase.LISTENING:
             node.quiet_s += elapsed
-        return [node for node in there if node.quiet_s >= self.rules.silence_s and not node.failure]
+            node.stuck_s += 0.0 if node.built else elapsed
+            if node.quiet_s >= self.rules.silence_s:
+                node.failure = f"has reported nothing for {node.quiet_s:.1f} s and was killed"
+            elif node.stuck_s >= limit:
+                what = "building the model and the data has not got on"
+                node.failure = f"{what} for {limit:g} s (cluster.start_timeout_s) and was killed"
+        return bool(node.failure)
 
     def _lose_worker(self, node: NodeState, why: str, now: float) -> Iterator[Action]:
         """Go on without a worker, and start it again if it may be."""
@@ -212,18 +248,17 @@ class Supervisor:
         if self.published:
             yield from self._publish(why)
         if again:
-            node.restarts += 1
             self.generation += 1
-            node.member = replace(node.member, joined=self.generation)
-            node.phase, node.failure, node.address, node.quiet_s = Phase.STARTING, "", None, 0.0
-            node.deadline = now + self.rules.start_timeout_s
-            yield StartNode(name=node.member.name, joined=self.generation)
-        elif not self.published and all(n.phase is not Phase.STARTING for n in self.nodes.values()):
+            member = replace(node.member, joined=self.generation)
+            deadline = now + self.rules.start_timeout_s
+            self.nodes[member.name] = NodeState(member, deadline=deadline, restarts=node.restarts + 1)
+            yield StartNode(name=member.name, joined=self.generation)
+        elif not self.published and self._complete:
             yield from self._publish(why)
 
     def _publish(self, reason: str) -> Iterator[Action]:
         self.published = True
-        there = [node for node in self.nodes.values() if node.phase in (Phase.LISTENING, Phase.FINISHED)]
+        there = [n for n in self.nodes.values() if n.built and n.phase in (Phase.LISTENING, Phase.FINISHED)]
         view = View(generation=self.generation, members=tuple(node.member for node in there))
         addresses = {node.member.name: node.address or [] for node in there}
         yield PublishView(view=view, addresses=addresses, reason=reason)
@@ -236,6 +271,15 @@ class Supervisor:
     def _end(self, status: Literal["done", "failed"], reason: str) -> EndRun:
         self.ended = EndRun(status=status, reason=reason)
         return self.ended
+
+
+def called(member: Member) -> str:
+    """A node's name, with its role where the name does not say it.
+
+    >>> called(Member(name="worker1", role="worker", rank=1)), called(Member(name="mini1", role="server", rank=0))
+    ('worker1', 'mini1 (server)')
+    """
+    return member.name if member.name.startswith(member.role) else f"{member.name} ({member.role})"
 
 
 def ending(code: int) -> str:

@@ -12,16 +12,22 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smolcluster.data.dataset import Context
 from smolcluster.errors import DataError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 FORMAT = 1
 """Raised whenever the content of entries changes for the same key."""
 WAIT_S = 1800.0
 """Longest time that a process waits for another one that builds the same entry."""
+SAY_S = 1.0
+"""How often it says that it waits."""
 
 
 def entry(name: str, key: Sequence[Any], context: Context, build: Callable[[Path], None]) -> Path:
@@ -34,16 +40,24 @@ def entry(name: str, key: Sequence[Any], context: Context, build: Callable[[Path
         return path
     try:
         context.cache.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{path}.lock", timeout=WAIT_S):
+        with _turn(filelock.FileLock(f"{path}.lock"), path, context):
             if not path.is_dir():
                 _build(path, build)
-    except filelock.Timeout as error:
-        raise DataError(
-            f"{path}: another process has been building it for {WAIT_S:g} s; remove it and retry"
-        ) from error
     except OSError as error:
         raise DataError(f"cannot write to the data cache {context.cache} ({error})") from error
     return path
+
+
+def _turn(lock: BaseFileLock, path: Path, context: Context) -> AbstractContextManager[Any]:
+    """Wait for whoever builds ``path``, and say so again and again: a wait that is told of is no standstill."""
+    import filelock
+
+    for _ in range(round(WAIT_S / SAY_S)):
+        try:
+            return lock.acquire(timeout=SAY_S)
+        except filelock.Timeout:
+            context.say(f"waiting for another process, which prepares {path.name}")
+    raise DataError(f"{path}: another process has been building it for {WAIT_S:g} s; end it and retry")
 
 
 def _build(path: Path, build: Callable[[Path], None]) -> None:

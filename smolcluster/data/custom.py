@@ -47,6 +47,10 @@ class Custom:
         yield from target.problems("data.target", self.target)
         yield from tokenizers.problems(self.tokenizer)
 
+    def missing(self) -> Iterable[Problem]:
+        yield from target.missing("data.target", self.target)
+        yield from tokenizers.missing(self.tokenizer)
+
     def load(self, context: Context) -> Dataset:
         """The data set; DataError, with the rule, where the function returns something else."""
         parts = target.call("data.target", self.target, self.kwargs)

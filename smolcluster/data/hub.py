@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from smolcluster.data.dataset import Context
-from smolcluster.errors import DataError
+from smolcluster.errors import DataError, Problem
 
 T = TypeVar("T")
 DEADLINE_S = 6.0
@@ -80,6 +80,12 @@ def _columns(found: Any, split: str, wanted: Sequence[str], what: str) -> list[A
     if missing:
         raise DataError(f"{what}: split {split!r} has no column {missing} (found: {found[split].column_names})")
     return [found[split][column] for column in wanted]
+
+
+def missing(key: str, path: str | None) -> Iterable[Problem]:
+    """Whether the local copy that the key ``key`` names is on this machine."""
+    if path is not None and not Path(path).expanduser().is_dir():
+        yield Problem(key=key, value=path, rule="must be a folder on this machine; null: the hub")
 
 
 def unreachable() -> str:

@@ -44,6 +44,9 @@ class MNIST:
     def problems(self, spec: RunSpec) -> Iterable[Problem]:
         return ()
 
+    def missing(self) -> Iterable[Problem]:
+        return hub.missing("data.path", self.path)
+
     def load(self, context: Context) -> Dataset:
         """The data set, decoded images from the cache where they are there."""
         import numpy as np

@@ -65,6 +65,9 @@ class PyDocs:
     def problems(self, spec: RunSpec) -> Iterable[Problem]:
         return tokenizers.problems(self.tokenizer)
 
+    def missing(self) -> Iterable[Problem]:
+        return tokenizers.missing(self.tokenizer)
+
     def load(self, context: Context) -> Dataset:
         """The data set; the text is read and hashed at each start, tokens come from the cache where they are there."""
         documents = list(within(self.max_bytes, standard_library()))

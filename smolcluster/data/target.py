@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +20,30 @@ def problems(key: str, target: str) -> Iterable[Problem]:
     words = [*module.split("."), *name.split(".")]
     if not all(word.isidentifier() for word in words):
         yield Problem(key=key, value=target, rule=RULE, nearest=target.replace("/", ".").removesuffix(".py"))
+
+
+def missing(key: str, target: str) -> Iterable[Problem]:
+    """Whether the module of ``target`` is on this machine; nothing is imported, so its name is not looked at."""
+    module = target.partition(":")[0]
+    if not _is_there(module):
+        rule = f"there is no module {module} here: neither in this folder ({os.getcwd()}) nor installed"
+        yield Problem(key=key, value=target, rule=rule)
+
+
+def _is_there(module: str) -> bool:
+    """Nodes are started in this folder and find its modules, also where this command does not."""
+    place: list[str] | None = [os.getcwd(), *sys.path]
+    names = module.split(".")
+    for depth in range(1, len(names) + 1):
+        name = ".".join(names[:depth])
+        found = (finder.find_spec(name, place) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is None:
+            return False
+        place = spec.submodule_search_locations
+        if place is None:
+            return depth == len(names)
+    return True
 
 
 def imported(key: str, target: str) -> Callable[..., Any]:

@@ -40,6 +40,11 @@ class Text:
     def problems(self, spec: RunSpec) -> Iterable[Problem]:
         return tokenizers.problems(self.tokenizer)
 
+    def missing(self) -> Iterable[Problem]:
+        if not Path(self.path).expanduser().exists():
+            yield Problem(key="data.path", value=self.path, rule="must be a file or a folder on this machine")
+        yield from tokenizers.missing(self.tokenizer)
+
     def load(self, context: Context) -> Dataset:
         """The data set, tokens from the cache where they are there."""
         path = Path(self.path).expanduser()

@@ -117,6 +117,13 @@ def problems(spec: str) -> Iterable[Problem]:
         yield Problem(key="data.tokenizer", value=spec, rule=rule, nearest="bpe:512")
 
 
+def missing(spec: str) -> Iterable[Problem]:
+    """Whether the folder that ``spec`` names is on this machine, where it surely names one."""
+    if spec.startswith((".", "/", "~")) and not Path(spec).expanduser().is_dir():
+        rule = "must be a folder on this machine, a hub name, bytes or bpe:<n>"
+        yield Problem(key="data.tokenizer", value=spec, rule=rule, nearest="bpe:512")
+
+
 def key(spec: str) -> list[Any]:
     """What tells this tokenizer from others in the cache (``bpe`` depends on the documents, too)."""
     folder = Path(spec).expanduser()

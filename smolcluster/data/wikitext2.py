@@ -41,6 +41,10 @@ class WikiText2:
     def problems(self, spec: RunSpec) -> Iterable[Problem]:
         return tokenizers.problems(self.tokenizer)
 
+    def missing(self) -> Iterable[Problem]:
+        yield from hub.missing("data.path", self.path)
+        yield from tokenizers.missing(self.tokenizer)
+
     def load(self, context: Context) -> Dataset:
         """The data set, tokens from the cache where they are there."""
         return token_dataset(

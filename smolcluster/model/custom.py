@@ -39,6 +39,9 @@ class Custom:
             rule = "must be set: the data are tokens, and samples need a length"
             yield Problem(key="model.max_seq_len", value=None, rule=rule, nearest="128")
 
+    def missing(self) -> Iterable[Problem]:
+        return target.missing("model.target", self.target)
+
     def build(self, info: DataInfo) -> nn.Module:
         """The module; ConfigError where the target is not there, or does not make one of these arguments."""
         import torch

@@ -53,6 +53,9 @@ class GPT2:
     def problems(self, spec: RunSpec) -> Iterable[Problem]:
         return ()
 
+    def missing(self) -> Iterable[Problem]:
+        return hub.missing("model.path", self.path)
+
     def build(self, info: DataInfo) -> nn.Module:
         from smolcluster.model.nn import gpt
 

@@ -26,7 +26,7 @@ def serve(commands_descriptor: int, events_descriptor: int) -> int:
 
 def _run(command: dict[str, object], commands: Commands, report: Events) -> int:
     from smolcluster.errors import SmolclusterError
-    from smolcluster.node.run import NodeProcess, Start
+    from smolcluster.node.run import NodeProcess, Start, described
     from smolcluster.tracking.logs import node_handler
 
     try:
@@ -35,7 +35,7 @@ def _run(command: dict[str, object], commands: Commands, report: Events) -> int:
         logging.captureWarnings(True)
         return asyncio.run(_main(NodeProcess, start, commands, report))
     except SmolclusterError as error:
-        report("failed", reason=str(error), kind=type(error).__name__)
+        report("failed", **described(error))
         return error.exit_code
 
 

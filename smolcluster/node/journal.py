@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from smolcluster.train.learner import FabricLearner
 
 
+def wire(spec: RunSpec, peers: Peers) -> dict[str, int | None]:
+    """Bytes at this node's sockets so far; null where torch's own sockets carry the gradients, which nobody counts."""
+    counts = peers.traffic()
+    return dict.fromkeys(counts) if spec.algo.averaged_by_torch else dict(counts)
+
+
 class NodeJournal:
     """Implements :class:`smolcluster.ports.Journal`."""
 
@@ -135,8 +141,8 @@ class NodeJournal:
             samples_per_s=per_s,
             tokens_per_s=(self._items - items) / seconds if tokens else None,
             step_s=seconds,
-            wire=dict(self.peers.traffic()),
-            wait_share=step.wait_share,
+            wire=wire(self.spec, self.peers),
+            wait_share=None if self.spec.algo.averaged_by_torch else step.wait_share,
             staleness=details.pop("staleness", None),
             grad_norms=dict(step.applied.norms) or None,
             spans=[list(span) for span in step.spans],

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from smolcluster.comms.security import Credentials
 from smolcluster.errors import Interrupted, RunFailed, SmolclusterError
 from smolcluster.node.control import Commands, leave_after
 from smolcluster.node.hardware import peak_rss_bytes, rss_bytes
-from smolcluster.node.journal import NodeJournal
+from smolcluster.node.journal import NodeJournal, wire
 from smolcluster.ports import AlgorithmState, Member, Reporter, View
 from smolcluster.spec.build import build
 from smolcluster.spec.run import RunSpec
@@ -73,6 +73,11 @@ class Start:
         )
 
 
+def described(error: SmolclusterError) -> dict[str, Any]:
+    """The fields of a ``failed`` event. What is ``final`` would only happen again if the node were started again."""
+    return {"reason": "; ".join(str(error).splitlines()), "kind": type(error).__name__, "final": error.final}
+
+
 class NodeProcess:
     """The nodes of one process and the commands that they listen to."""
 
@@ -117,11 +122,11 @@ class NodeProcess:
                 self.report("stopped", reason=str(error))
                 return error.exit_code
             if isinstance(error, SmolclusterError):
-                self.report("failed", reason=str(error), kind=type(error).__name__)
+                self.report("failed", **described(error))
                 return error.exit_code
             if error is not None:
-                logger.error("%s", "".join(traceback.format_exception(error)))
-                self.report("failed", reason=f"{type(error).__name__}: {error}", kind="crash")
+                logger.error("has crashed", exc_info=error)
+                self.report("failed", reason=f"{type(error).__name__}: {error} (the traceback is in logs/)")
                 return 1
         return 0
 
@@ -280,9 +285,17 @@ class Node:
     async def _export(self) -> None:
         if self.spec.train.export:
             self.report("state", state="saving", detail="export/")
-            folder, dataset = self.start.folder / "export", self.learner.dataset
+            await self.learner.compute(self._write_export)
+
+    def _write_export(self) -> None:
+        """Fill export/, or leave none: half of a model is worse than no model."""
+        folder = self.start.folder / "export"
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            await self.learner.compute(lambda: self.spec.model.export(self.learner.module, folder, dataset))
+            self.spec.model.export(self.learner.module, folder, self.learner.dataset)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RunFailed(f"{self.me.name}: export to {folder}: {error.strerror or error}") from error
 
     async def _save_what_stands(self) -> None:
         """After a cancelled wait: the last committed step, unless a step was being made at that moment."""
@@ -305,7 +318,7 @@ class Node:
     def _beat(self) -> None:
         """Report step, speed, waiting, traffic and memory; a line in the log where the step is another one."""
         if self.learner is None:
-            self.report("alive")
+            self.report("alive", cpu_s=time.process_time())
             return
         epoch, step, loss = self._progress()
         if step != self._logged_step:
@@ -315,16 +328,13 @@ class Node:
         then, before, waited_before = self._seen
         self._seen = (now, computed, waited)
         seconds = max(now - then, 1e-9)
-        traffic = self.peers.traffic()
         self.report(
             "node",
             step=step,
             samples=computed,
             samples_per_s=(computed - before) / seconds,
-            wait_share=min(1.0, (waited - waited_before) / seconds),
-            sent=traffic["sent"],
-            received=traffic["received"],
-            uncompressed=traffic["uncompressed"],
+            wait_share=None if self.spec.algo.averaged_by_torch else min(1.0, (waited - waited_before) / seconds),
+            **wire(self.spec, self.peers),
             rss_bytes=rss_bytes(),
             peak_rss_bytes=peak_rss_bytes(),
         )

@@ -89,7 +89,7 @@ class Bench:
         warmup, batch = self.warmup_steps * per_step, spec.batch_size * spec.cluster.size
         timing = timing_of(place.folder, warmup, batch, result.summary)
         if case == YARDSTICK:  # torch's sockets are not ours to count
-            return replace(timing, wire_bytes_per_step=meter.bytes_per_step, wait_share=None)
+            return replace(timing, wire_bytes_per_step=meter.bytes_per_step)
         return timing
 
 
@@ -166,9 +166,9 @@ def timing_of(folder: Path, warmup: int, global_batch: int, summary: Mapping[str
     )
 
 
-def _total(wire: Mapping[str, int]) -> int:
-    """All bytes of a star pass through its centre, which is where they are counted."""
-    return wire["sent"] + wire["received"]
+def _total(wire: Mapping[str, int | None]) -> int:
+    """All bytes of a star pass through its centre, which is where they are counted. 0 where they are not."""
+    return (wire["sent"] or 0) + (wire["received"] or 0)
 
 
 def row(spec: RunSpec, case: str, timings: Sequence[Timing], yardstick: Sequence[Timing] | None) -> dict[str, Any]:

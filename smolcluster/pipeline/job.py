@@ -17,6 +17,7 @@ import smolcluster
 from smolcluster.cluster.controller import Controller, Job, Outcome, roster
 from smolcluster.cluster.session import local_sessions
 from smolcluster.errors import ConfigError, Problem
+from smolcluster.spec.validate import missing
 from smolcluster.tracking.console import Console, console_for
 from smolcluster.tracking.hub import Tracking
 from smolcluster.tracking.tracker import NodeInfo, RunInfo
@@ -62,7 +63,7 @@ def conduct(
 
     ``watch`` sees every event after it has been recorded.
     """
-    refuse_what_is_not_built(spec)
+    preflight(spec)
     members = roster(spec, purpose)
     threads = spec.cluster.threads_per_node or max(1, (os.cpu_count() or 1) // processes(spec, purpose))
     job = Job(
@@ -84,9 +85,15 @@ def conduct(
         for member in members
     ]
     run = RunInfo.of(spec, path=place.folder, run_id=job.run, nodes=nodes)
-    tracking = Tracking.of(spec, run, console or console_for(sys.stdout), plot=purpose == "train")
+    try:
+        tracking = Tracking.of(spec, run, console or console_for(sys.stdout), plot=purpose == "train")
+    except OSError as error:
+        raise unwritable(place.folder, error) from error
     record = Record(spec, place, job)
     tracking.start(record.plain())
+    if job.resume is not None:
+        origin = {"event": "journal", "kind": "resumed", "peer": job.resume, "step": None}
+        tracking.on_event({**origin, "node": "controller", "role": "controller", "rank": 0})
     facts: dict[str, Any] = {}
 
     def on_event(event: dict[str, Any]) -> None:
@@ -163,14 +170,29 @@ def reason_with_checkpoint(outcome: Outcome, place: Place) -> str:
     return f"{outcome.reason}; no checkpoint was saved yet"
 
 
-def refuse_what_is_not_built(spec: RunSpec) -> None:
-    """This version starts nodes on this machine only, and says so before it starts any."""
+def preflight(spec: RunSpec) -> None:
+    """What has to be so before a node is started: its machine is this one (in this version), and has all it needs.
+
+    ConfigError with everything that is not.
+    """
     if not spec.cluster.is_local:
         far = [name for name, node in spec.cluster.nodes.items() if node.ssh is not None]
         rule = f"names other machines ({', '.join(far)}); this version starts nodes on this machine only"
         raise ConfigError(
             [Problem(key="cluster", value=spec.choices.get("cluster"), rule=rule, nearest="cluster=local")]
         )
+    problems = missing(spec)
+    if problems:
+        raise ConfigError(problems)
+    if spec.resume is not None:
+        checkpoint_of(spec.resume)
+
+
+def unwritable(folder: Path | str, error: OSError) -> ConfigError:
+    """The directory that a run was to leave its records in cannot be made, or written to."""
+    rule = f"cannot be written: {error.strerror or error}"
+    nearest = "hydra.sweep.dir=<a folder of yours>"
+    return ConfigError([Problem(key="hydra.sweep.dir", value=folder, rule=rule, nearest=nearest)])
 
 
 class Record:

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 from hydra import compose
 from hydra import version as hydra_version
@@ -26,9 +26,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from smolcluster.errors import ConfigError, Problem
-from smolcluster.spec.build import conf_dir
+from smolcluster.spec.build import component_class, conf_dir, groups
 from smolcluster.spec.run import RunSpec
-from smolcluster.spec.schema import closest
+from smolcluster.spec.schema import TARGET, closest, hints
 from smolcluster.spec.validate import validated
 
 CONFIG_NAME = "config"
@@ -150,17 +150,31 @@ def _is_known(config: DictConfig, override: Override, problems: list[Problem]) -
         inside = [str(key) for key in node] if isinstance(node, DictConfig) else []
         inside = [key for key in inside if not (depth == 0 and key == "hydra")]
         if part not in inside:
-            shown = [key for key in inside if not key.startswith("_")]
-            rule = f"unknown key (known: {', '.join(shown)})" if shown else "unknown key (this value has no keys)"
-            found = closest(part, shown)
-            nearest = ".".join([*parts[:depth], found]) if found else ""
-            value = override.get_value_element_as_str() if not override.is_delete() else None
-            problems.append(Problem(key=override.key_or_group, value=value, rule=rule, nearest=nearest))
+            problems.append(_unknown(config, override, parts, depth, inside))
             return False
         node = node._get_node(part)
         if not isinstance(node, DictConfig):
             node = None
     return True
+
+
+def _unknown(config: DictConfig, override: Override, parts: list[str], depth: int, inside: list[str]) -> Problem:
+    """Part ``depth`` of a key is not among the keys ``inside`` of the part before it."""
+    shown = [key for key in inside if not key.startswith("_")]
+    rule = f"unknown key (known: {', '.join(shown)})" if shown else "unknown key (this value has no keys)"
+    found = closest(parts[depth], shown)
+    nearest = ".".join([*parts[:depth], found]) if found else ""
+    if depth == 2 and _takes_any_key(config, *parts[:2]):
+        rule, nearest = "is not there yet: a new key is added with +", f"+{override.input_line}"
+    value = override.get_value_element_as_str() if not override.is_delete() else None
+    return Problem(key=override.key_or_group, value=value, rule=rule, nearest=nearest)
+
+
+def _takes_any_key(config: DictConfig, group: str, field: str) -> bool:
+    """Whether that field of the component is a mapping whose keys are the user's (``model.kwargs``)."""
+    name = groups().get(group)
+    cls = component_class(name, config[group].get(TARGET)) if name else None
+    return cls is not None and get_origin(hints(cls).get(field)) is Mapping
 
 
 def _plain(config: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from smolcluster.errors import Problem
-from smolcluster.spec.schema import TARGET, Group, Range
+from smolcluster.spec.schema import INTERNAL, TARGET, Group, Range
 
 
 class Component(Protocol):
@@ -18,6 +18,14 @@ class Component(Protocol):
 
     def problems(self, spec: RunSpec) -> Iterable[Problem]:
         """What of this component cannot work with the other choices of ``spec``."""
+
+
+@runtime_checkable
+class Needy(Protocol):
+    """A component that needs something which is not in the configuration: a file, a folder, a module."""
+
+    def missing(self) -> Iterable[Problem]:
+        """What of that is not on this machine. Quick, and without importing anything heavy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,9 @@ class RunSpec:
     """The resolved configuration of one run."""
 
     seed: Annotated[int, Range(ge=0, le=2**62)]
+    """All randomness is a function of it and of counters."""
     resume: str | None
+    """Directory of a run to go on from, or one of its checkpoints; null: start anew."""
     train: Train
     pipeline: Annotated[Any, Group(name="pipeline")]
     cluster: Annotated[Any, Group(name="cluster")]
@@ -72,7 +82,7 @@ class RunSpec:
     comms: Annotated[Any, Group(name="comms")]
     tracking: Annotated[Any, Group(name="tracking")]
     logging: Annotated[Any, Group(name="logging")]
-    choices: Mapping[str, str] = field(default_factory=dict)
+    choices: Mapping[str, str] = field(default_factory=dict, metadata={INTERNAL: True})
     """Which option of each group was chosen: ``{"algo": "syncps", ...}``."""
 
     @property

@@ -24,6 +24,8 @@ from smolcluster.errors import Problem
 T = TypeVar("T")
 TARGET = "_target_"
 MISSING = "???"
+INTERNAL = "internal"
+"""In the metadata of a field that is filled in, not typed: it is not among the keys that messages name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +102,12 @@ def check(cls: type[T], mapping: Mapping[str, Any], path: str, problems: list[Pr
     """
     known, fallback, buildable = hints(cls), defaults(cls), True
     given = {key: value for key, value in mapping.items() if key != TARGET}
-    names = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    names = [field.name for field in fields]
+    shown = sorted(field.name for field in fields if not field.metadata.get(INTERNAL))
     for key in given.keys() - set(names):
-        rule = f"unknown key (known: {', '.join(sorted(names))})"
-        problems.append(Problem(key=join(path, key), value=given[key], rule=rule, nearest=closest(key, names)))
+        rule = f"unknown key (known: {', '.join(shown)})"
+        problems.append(Problem(key=join(path, key), value=given[key], rule=rule, nearest=closest(key, shown)))
     values = {}
     for name in names:
         before = len(problems)

@@ -11,7 +11,7 @@ from typing import Any
 
 from smolcluster.errors import ConfigError, Problem
 from smolcluster.spec.build import assemble, groups
-from smolcluster.spec.run import RunSpec
+from smolcluster.spec.run import Needy, RunSpec
 
 
 def validated(config: Mapping[str, Any], found_before: Iterable[Problem] = ()) -> RunSpec:
@@ -34,6 +34,12 @@ def combinations(spec: RunSpec) -> list[Problem]:
     for name in groups():
         found.extend(getattr(spec, name).problems(spec))
     return found
+
+
+def missing(spec: RunSpec) -> list[Problem]:
+    """What the components of ``spec`` need and this machine does not have."""
+    components = (getattr(spec, name) for name in groups())
+    return [problem for component in components if isinstance(component, Needy) for problem in component.missing()]
 
 
 def _whole_run(spec: RunSpec) -> Iterable[Problem]:

@@ -157,7 +157,9 @@ class Board:
         view.samples_per_s = number(event.get("samples_per_s"))
         view.wait_share = number(event.get("wait_share"))
         self.traffic.see(view.info.name, event)
-        view.reports.append((finite(event.get("t")) or 0.0, *self.traffic.of(view.info.name)))
+        sent, received = self.traffic.of(view.info.name)
+        if sent is not None and received is not None:
+            view.reports.append((finite(event.get("t")) or 0.0, sent, received))
 
     def _on_state(self, event: Event) -> None:
         view = self._view(event)

@@ -167,7 +167,8 @@ def step_words(board: Board, now: float) -> Iterable[str]:
         if number(last.get(key)) is not None:
             yield f"{wording.number(number(last[key]))} {unit}"
     wire = board.traffic.total()
-    yield f"{wording.byte_count(wire['sent'])} sent  {wording.byte_count(wire['received'])} received"
+    if board.traffic.counted:
+        yield f"{wording.byte_count(wire['sent'])} sent  {wording.byte_count(wire['received'])} received"
     if number(last.get("wait_share")) is not None:
         yield f"waiting {wording.share(number(last['wait_share']))}"
     if left is not None:
@@ -178,6 +179,6 @@ def node_words(view: NodeView) -> str:
     """One node's row of the live view's table, in a few words."""
     sent, received = view.wire_per_s
     up = f"{sum(view.links.values())}/{len(view.links)} links, " if view.links else ""
-    wire = f"{wording.megabytes(sent)} MB/s out, {wording.megabytes(received)} in, "
+    wire = f"{wording.megabytes(sent)} MB/s out, {wording.megabytes(received)} in, " if sent is not None else ""
     speed = f"{wording.number(view.samples_per_s)} samples/s, " if view.samples_per_s is not None else ""
     return f"{view.info.name} {view.state}: {up}{speed}{wire}waiting {wording.share(view.wait_share)}"

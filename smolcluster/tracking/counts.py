@@ -33,14 +33,18 @@ class Traffic:
     """Bytes at the sockets of every node, from counts that each node keeps since its process started.
 
     ``uncompressed`` is what ``sent`` would have been; a node that does not say is taken to compress nothing.
+    Where nodes say null, sockets that are not ours carry the data (``algo=ddp``): all figures are None then, for
+    a part of them would be taken for the whole.
     """
 
     def __init__(self) -> None:
+        self.counted = True
         self._sent: dict[str, Counter] = defaultdict(Counter)
         self._received: dict[str, Counter] = defaultdict(Counter)
         self._uncompressed: dict[str, Counter] = defaultdict(Counter)
 
     def see(self, node: str, counts: Mapping[str, Any]) -> None:
+        self.counted = self.counted and counts.get("sent", 0) is not None
         self._sent[node].see(counts.get("sent"))
         self._received[node].see(counts.get("received"))
         if "uncompressed" in counts:
@@ -51,11 +55,15 @@ class Traffic:
             if node in counters:
                 counters[node].restart()
 
-    def of(self, node: str) -> tuple[int, int]:
+    def of(self, node: str) -> tuple[int, int] | tuple[None, None]:
         """Bytes sent and received by ``node``."""
+        if not self.counted:
+            return None, None
         return self._sent[node].total, self._received[node].total
 
-    def total(self) -> dict[str, int]:
+    def total(self) -> dict[str, int | None]:
+        if not self.counted:
+            return dict.fromkeys(("sent", "received", "uncompressed"))
         plain = sum(self._uncompressed.get(node, counter).total for node, counter in self._sent.items())
         return {
             "sent": sum(counter.total for counter in self._sent.values()),

@@ -100,10 +100,15 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 def write_whole(path: Path, value: Mapping[str, Any]) -> None:
     """Put ``value`` into ``path`` as indented JSON; a reader sees the old file or the new one, never a part."""
+    replace_whole(path, json.dumps(strict(value), indent=2, allow_nan=False).encode() + b"\n")
+
+
+def replace_whole(path: Path, data: bytes) -> None:
+    """Put ``data`` into ``path``; where it cannot be written whole, what was there stays."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(strict(value), indent=2, allow_nan=False) + "\n")
+        with beside.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

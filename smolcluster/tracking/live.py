@@ -191,7 +191,8 @@ def _state(view: NodeView, now: float) -> Text:
     silent = view.silent_s(now)
     if silent >= SILENT_S:
         return Text(f"silent {silent:.0f}s"[:10], style="yellow")
-    return Text(clean(view.state, 20) or NOTHING, style=STATE_STYLES.get(view.state, ""))
+    state = view.state or "starting"  # its process is on its way, and cannot say so yet
+    return Text(clean(state, 20), style=STATE_STYLES.get(state, ""))
 
 
 def _links(view: NodeView) -> Text:
@@ -222,7 +223,9 @@ def _figures(board: Board, width: int) -> Iterable[tuple[str, Text, str, Text]]:
         yield "stale", Text(f"mean {mean}  max {largest}"), "", Text()
 
 
-def _wire(total: Mapping[str, int]) -> str:
+def _wire(total: Mapping[str, int | None]) -> str:
+    if total["sent"] is None:
+        return wording.NOT_COUNTED
     words = f"{wording.byte_count(total['sent'])} out  {wording.byte_count(total['received'])} in"
     saved = wording.times_less(total)
     return f"{words}  {saved:.1f}x less" if saved is not None else words

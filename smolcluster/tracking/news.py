@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from smolcluster.tracking.fields import number, text, whole
@@ -11,12 +12,31 @@ from smolcluster.tracking.wording import number as figure
 
 GOOD, INFO, WARN, BAD = "good", "info", "warn", "bad"
 GRAVE_STATES = frozenset({"failed", "lost"})
-GRAVE_KINDS = frozenset({"lost", "failed", "killed"})
-WELCOME_KINDS = frozenset({"joined", "rejoined", "resumed"})
+PHRASES = {
+    "started": ("{who} is started", INFO),
+    "joined": ("{who} joined{at}", GOOD),
+    "lost": ("others do what {who} had to do{at}", INFO),
+    "dropped": ("{who} was too slow{at}, its part is left out", WARN),
+    "late": ("{who} answered too late{at}", WARN),
+    "refused": ("something that {who} sent was refused{at}", WARN),
+    "rejected": ("something that {who} sent was refused{at}", WARN),
+    "killed": ("{who} is killed", BAD),
+    "failed": ("{who} failed{at}", BAD),
+    "resumed": ("goes on from {who}", GOOD),
+    "stopping": ("stopping", INFO),
+}
+"""Kind of a journal entry -> how it is told, and how serious it is. Others are told by their names, as warnings."""
 SILENT_KINDS = frozenset({"member"})
 """Journal entries that only repeat, in a role's words, what the controller's ``view`` has told."""
-SAID = frozenset({"event", "kind", "node", "role", "rank", "t", "step", "reason", "peer"})
+REASON_TOLD = frozenset({"joined", "lost"})
+"""Their reasons another line has told before."""
+SAID = frozenset({"event", "kind", "node", "role", "rank", "t", "step", "reason", "peer", "joined", "samples"})
 """Fields of a journal event that its line already tells, or that belong to every event."""
+
+
+NO_BRACES = str.maketrans("{}", "()")
+LOSS = re.compile(r"\w: ")
+"""What the reason of a view has that tells of a loss: the node's name before what happened to it."""
 
 
 class News(NamedTuple):
@@ -55,16 +75,24 @@ def _checkpoint(event: Event) -> News:
 
 def _journal(event: Event) -> News | None:
     """``peer`` is the node that it is about, where that is not the one that says it."""
-    if event.get("kind") == "view":
-        return News(f"{text(event.get('members'))} nodes take part: {text(event.get('reason'))}", INFO, "")
-    if text(event.get("kind")) in SILENT_KINDS:
-        return None
     kind, about = text(event.get("kind")), text(event.get("peer") or event.get("node"))
-    reason = text(event.get("reason"))
-    more = ", ".join(f"{key} {value}" for key, value in event.items() if key not in SAID and value is not None)
-    words = f"{about} {kind}{_at(event)}" + (f": {reason}" if reason else "") + (f" ({more})" if more else "")
-    tone = BAD if kind in GRAVE_KINDS else GOOD if kind in WELCOME_KINDS else WARN
-    return News(words, tone, f"{about} {kind}")
+    if kind == "view":
+        return _view(event)
+    if kind in SILENT_KINDS or (kind == "lost" and not event.get("samples")):
+        return None
+    phrase, tone = PHRASES.get(kind, (f"{{who}} {clean(kind).translate(NO_BRACES)}{{at}}", WARN))
+    reason = "" if kind in REASON_TOLD else text(event.get("reason"))
+    facts = [f"{event['samples']} samples"] if event.get("samples") else []
+    facts += [f"{key} {value}" for key, value in event.items() if key not in SAID and value is not None]
+    words = phrase.format(who=about, at=_at(event)) + (f": {reason}" if reason else "")
+    return News(words + (f" ({', '.join(facts)})" if facts else ""), tone, f"{about} {kind}")
+
+
+def _view(event: Event) -> News:
+    """Who takes part from now on. Why somebody does not any more, the line of its loss has told."""
+    members, reason = whole(event.get("members")), text(event.get("reason"))
+    told = f": {reason}" if reason and not LOSS.search(reason) else " from now on"
+    return News(f"{members} {'node takes' if members == 1 else 'nodes take'} part{told}", INFO, "")
 
 
 def _state(event: Event) -> News | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from smolcluster.tracking.fields import finite, whole
+from smolcluster.tracking.jsonl import replace_whole
 
 Series = tuple[list[int], list[float]]
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d55e00", "#009e73", "#b00020", "#555555"
@@ -45,7 +47,9 @@ def loss_png(
     panels[0].set_title(title, loc="left", fontsize=11, parse_math=False)
     _loss(panels[0], metrics, evaluations)
     panels[-1].set_xlabel("optimizer steps")
-    figure.savefig(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    replace_whole(path, drawn.getvalue())
 
 
 def series(lines: Sequence[Mapping[str, Any]], key: str) -> Series:

@@ -22,7 +22,7 @@ from smolcluster.tracking.tracker import Event
 
 SPEC, METRICS, EVENTS, SUMMARY = "run_spec.json", "metrics.jsonl", "events.jsonl", "summary.json"
 LOGS, PLOT = "logs", "loss.png"
-NOT_KEPT = frozenset({"node", "log"})
+NOT_KEPT = frozenset({"node", "alive", "log"})
 """Events that are no line here: measurements of a moment, and log lines, which have files of their own."""
 
 

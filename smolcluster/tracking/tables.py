@@ -84,7 +84,9 @@ def _pace(summary: Mapping[str, Any]) -> str:
 
 def _wire(wire: Mapping[str, Any]) -> str:
     """``1.2 MB sent, 1.2 MB received (3.9x less than 4.7 MB)``."""
-    counts = {key: whole(wire.get(key)) or 0 for key in ("sent", "received", "uncompressed")}
+    counts = {key: whole(wire.get(key)) for key in ("sent", "received", "uncompressed")}
+    if counts["sent"] is None:
+        return wording.NOT_COUNTED
     words = f"{wording.byte_count(counts['sent'])} sent, {wording.byte_count(counts['received'])} received"
     saved = wording.times_less(counts)
     return words if saved is None else f"{words} ({saved:.1f}x less than {wording.byte_count(counts['uncompressed'])})"

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 NOTHING = "–"
 """Stands where there is no number (yet)."""
+NOT_COUNTED = "not counted (torch's own sockets)"
+"""Stands where bytes pass that nobody counts."""
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -68,14 +70,14 @@ def megabytes(value: float | None) -> str:
     return f"{size:.2f}" if size < 10 else f"{size:.1f}" if size < 100 else f"{size:.0f}"
 
 
-def times_less(total: Mapping[str, int]) -> float | None:
-    """How many times less was sent than without compression; None where that is next to nothing.
+def times_less(total: Mapping[str, int | None]) -> float | None:
+    """How many times less was sent than without compression; None where that is next to nothing, or not known.
 
     >>> times_less({"sent": 10, "uncompressed": 39})
     3.9
     """
     sent, plain = total["sent"], total["uncompressed"]
-    return plain / sent if sent and plain > 1.05 * sent else None
+    return plain / sent if sent and plain and plain > 1.05 * sent else None
 
 
 def share(value: float | None) -> str:

@@ -38,9 +38,30 @@ class Checkpoint:
 
 
 def save(root: Path, checkpoint: Checkpoint, *, keep: int, best: bool) -> Path:
-    """Write ``root/step-<n>``, point ``latest`` (and ``best``) at it, remove all but the newest ``keep`` and best."""
+    """Write ``root/step-<n>``, point ``latest`` (and ``best``) at it, remove all but the newest ``keep`` and best.
+
+    What cannot be written whole leaves nothing behind; CheckpointError then says why.
+    """
     folder = root / f"step-{checkpoint.step}"
     beside = root / f".writing-{checkpoint.step}-{os.getpid()}"
+    try:
+        _write_parts(beside, checkpoint)
+        if folder.exists():  # the same step again: a run that was resumed from an older one in this place
+            shutil.rmtree(folder)
+        beside.rename(folder)
+        _point(root / "latest", folder.name)
+        if best:
+            _point(root / "best", folder.name)
+        _sync_folder(root)
+        _prune(root, keep)
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _write_parts(beside: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     hashes = {}
@@ -53,15 +74,6 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int, best: bool) -> Path:
     state = {"format": FORMAT, "step": checkpoint.step, "sha256": hashes, **checkpoint.plain}
     _write(beside / STATE, json.dumps(state, indent=1).encode())
     _sync_folder(beside)
-    if folder.exists():  # the same step again: a run that was resumed from an older one in this place
-        shutil.rmtree(folder)
-    beside.rename(folder)
-    _point(root / "latest", folder.name)
-    if best:
-        _point(root / "best", folder.name)
-    _sync_folder(root)
-    _prune(root, keep)
-    return folder
 
 
 def load(folder: Path) -> Checkpoint:
@@ -71,16 +83,22 @@ def load(folder: Path) -> Checkpoint:
         state = json.loads((folder / STATE).read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {STATE}") from None
+    except OSError as error:
+        raise CheckpointError(f"{folder / STATE} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise CheckpointError(f"{folder / STATE} is damaged: {error}") from None
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has checkpoint format {state.get('format')}; this version reads {FORMAT}")
+    if not isinstance(state, dict) or "format" not in state:
+        raise CheckpointError(f"{folder / STATE} is damaged: it does not say its format")
+    if state["format"] != FORMAT:
+        raise CheckpointError(f"{folder} has checkpoint format {state['format']}; this version reads {FORMAT}")
     parts: dict[str, Mapping[str, Tensor]] = {}
     for name, digest in state["sha256"].items():
         try:
             data = (folder / name).read_bytes()
         except FileNotFoundError:
             raise CheckpointError(f"{folder} is damaged: {name} is missing") from None
+        except OSError as error:
+            raise CheckpointError(f"{folder / name} cannot be read: {error.strerror}") from None
         if hashlib.sha256(data).hexdigest() != digest:
             raise CheckpointError(f"{folder / name} is damaged: its sha256 is not the one in {STATE}")
         parts[name.removesuffix(".safetensors")] = load_tensors(data)
@@ -121,10 +139,13 @@ def _point(link: Path, target: str) -> None:
     beside = link.with_name(f".{link.name}-{os.getpid()}")
     beside.unlink(missing_ok=True)
     try:
-        beside.symlink_to(target, target_is_directory=True)
-    except OSError:
-        beside.write_text(target)
-    beside.replace(link)
+        try:
+            beside.symlink_to(target, target_is_directory=True)
+        except OSError:
+            beside.write_text(target)
+        beside.replace(link)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _prune(root: Path, keep: int) -> None:

@@ -13,19 +13,19 @@ from torch.nn.parallel import DistributedDataParallel
 from smolcluster.ports import Gradient, Span
 from smolcluster.train.learner import FabricLearner
 
-LOOPBACK = "127.0.0.1"
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 class GroupedLearner(FabricLearner):
     """Implements :class:`smolcluster.ports.GroupLearner`. Gloo on the CPU, NCCL where the device is CUDA."""
 
     def prepare_group(self, host: str, timeout_s: float) -> None:
-        """``host``: the address that the other ranks reach this node at."""
+        """``host``: the address that the other ranks reach this node at; they must be there after ``timeout_s``."""
         self._host, self._timeout = host, timedelta(seconds=timeout_s)
         self._store: Any = None
         self._scale = 1.0
 
-    async def open_group(self, world_size: int) -> tuple[str, int]:
+    async def open_group(self) -> tuple[str, int]:
         store = dist.TCPStore(  # type: ignore[attr-defined]
             self._host, 0, is_master=True, wait_for_workers=False, timeout=self._timeout
         )
@@ -41,8 +41,9 @@ class GroupedLearner(FabricLearner):
                 host, port, is_master=False, timeout=self._timeout
             )
         cuda = self.fabric.device.type == "cuda"
+        # torch's own timeout of half an hour: rank 0 may evaluate for long, and the controller notices who dies
         dist.init_process_group(
-            "nccl" if cuda else "gloo", store=self._store, rank=rank, world_size=world_size, timeout=self._timeout
+            "nccl" if cuda else "gloo", store=self._store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
         )
         ids = [self.fabric.device.index] if cuda else None
         self._forward = self.fabric.setup(DistributedDataParallel(self.module, device_ids=ids))

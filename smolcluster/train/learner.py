@@ -1,7 +1,8 @@
 """The model on this node's device: gradients, optimizer steps, evaluation. Lightning Fabric does the device.
 
 Everything runs in one compute thread, so that sockets, heartbeats and deadlines never wait for a kernel, and
-two calls never meet. Randomness is counter-based: dropout in step t on rank r is a function of (seed, t, r).
+two calls never meet. Randomness is counter-based: dropout in step t on rank r is a function of the seed, t, r and the
+first sample's position.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smolcluster.data.order import sample_ids
+from smolcluster.errors import Interrupted
 from smolcluster.ports import Applied, Gradient, Span, Weights
 from smolcluster.spec.seeds import derive
 from smolcluster.train.flat import FlatModel
@@ -40,7 +44,14 @@ def fabric_for(device: str, precision: str) -> Fabric:
     """Lightning Fabric on ``auto``, ``cpu``, ``mps`` or ``cuda:k``."""
     kind, _, index = device.partition(":")
     devices: Any = [int(index)] if index else 1
-    return Fabric(accelerator=kind, devices=devices, precision=FABRIC_PRECISION[precision])  # type: ignore[arg-type]
+    if precision != "16-mixed":
+        return Fabric(accelerator=kind, devices=devices, precision=FABRIC_PRECISION[precision])  # type: ignore[arg-type]
+    device_type = Fabric(accelerator=kind, devices=devices).device.type
+    if device_type == "cpu":  # has no fp16 kernels to speak of: Fabric computes in bfloat16 there, and so do we
+        return fabric_for(device, "bf16-mixed")
+    # Fabric's own scaler would scale the loss a second time, and is meant for optimizers that Fabric steps
+    plugin = MixedPrecision("16-mixed", device_type, scaler=torch.amp.GradScaler(device_type, enabled=False))
+    return Fabric(accelerator=kind, devices=devices, plugins=[plugin])
 
 
 class FabricLearner:
@@ -60,6 +71,7 @@ class FabricLearner:
         self.flat = FlatModel(self.module)
         self.num_params = self.flat.manifest.numel
         self._optimizer_state = {name: torch.zeros_like(self.flat.parameters) for name in spec.optim.state_names}
+        self._halted = threading.Event()
         self._loss_scale = LossScale.for_precision(spec.train.precision, fabric.device.type)
         self.fingerprint = self._fingerprint()
 
@@ -82,32 +94,39 @@ class FabricLearner:
     async def load(self, weights: Weights, *, blend: float = 1.0) -> None:
         await self.compute(lambda: self._load(weights, blend))
 
+    async def load_buffers(self, buffers: Tensor) -> None:
+        await self.compute(lambda: self.flat.load_buffers(buffers))
+
     async def snapshot(self) -> Weights:
         return await self.compute(self._snapshot)
+
+    # --- for the node ------------------------------------------------------------------------------------
 
     async def evaluate(self) -> dict[str, float]:
         """Loss, and accuracy or perplexity, on the validation set: sums over items, not means of means."""
         return await self.compute(self._evaluate)
 
+    async def halt(self) -> None:
+        """Return when nothing is being computed any more; an evaluation is broken off."""
+        self._halted.set()
+        await self.compute(lambda: None)
+
     # --- in the compute thread -----------------------------------------------------------------------------
 
     def _gradient(self, spans: Sequence[Span], step: int, rank: int) -> Gradient:
         started = time.perf_counter()
-        torch.manual_seed(derive(self.spec.seed, "dropout", step, rank))
-        self.module.train()
-        self.flat.gradients.zero_()
         ids = sample_ids(spans, self.spec.seed, self.num_samples)
         size = self.spec.batch_size
         batches = [self.dataset.train.batch(ids[start : start + size]) for start in range(0, len(ids), size)]
         num_items = sum(int(np.count_nonzero(targets != IGNORE)) for _, targets in batches)
-        loss = 0.0
-        for inputs, targets in batches:
-            part = self._loss_sum(inputs, targets) / max(num_items, 1)
-            self.fabric.backward(part * self._loss_scale.factor, model=self._forward)
-            loss += float(part.detach())
+        start = spans[0].start if spans else 0  # a span that is done again in the same step has masks of its own
+        seed = derive(self.spec.seed, "dropout", step, rank, start)
+        loss = self._backward(batches, num_items, seed)
+        while not self._loss_scale.unscale(self.flat.gradients):
+            loss = self._backward(batches, num_items, seed)
         self.computed_samples, self.last_step, self.last_loss = self.computed_samples + len(ids), step, loss
         self.last_epoch = spans[-1].epoch if spans else self.last_epoch
-        flat = self._loss_scale.unscale(self.flat.gradients)
+        flat = self.flat.gradients
         norms = self._norms(flat) if self.spec.train.track_gradients else {}
         if self.spec.train.clip == "worker":
             clip_(flat, self.spec.train.grad_clip_norm)
@@ -120,6 +139,18 @@ class FabricLearner:
             seconds=time.perf_counter() - started,
             norms=norms,
         )
+
+    def _backward(self, batches: Sequence[tuple[Any, Any]], num_items: int, seed: int) -> float:
+        """Leave the gradient of the mean over ``num_items`` in the flat buffer, scaled; returns that mean."""
+        torch.manual_seed(seed)
+        self.module.train()
+        self.flat.gradients.zero_()
+        loss = 0.0
+        for inputs, targets in batches:
+            part = self._loss_sum(inputs, targets) / max(num_items, 1)
+            self.fabric.backward(part * self._loss_scale.factor, model=self._forward)
+            loss += float(part.detach())
+        return loss
 
     def _loss_sum(self, inputs: Any, targets: Any) -> Tensor:
         """Cross-entropy summed over the items of a batch: inputs [B, ...], targets [B] or [B, T]."""
@@ -168,6 +199,8 @@ class FabricLearner:
         size = self.spec.batch_size if self.dataset.info.kind == "tokens" else max(256, self.spec.batch_size)
         loss, correct, num_items = 0.0, 0, 0
         for start in range(0, count, size):
+            if self._halted.is_set():
+                raise Interrupted("evaluation broken off")
             inputs, targets = samples.batch(np.arange(start, min(start + size, count)))
             device = self.fabric.device
             logits = self._forward(torch.from_numpy(inputs).to(device))

@@ -119,11 +119,46 @@ def test_all_problems_in_one_message(capsys: pytest.CaptureFixture[str]) -> None
         (["train.precision=8"], "train.precision=8: must be one of 32, bf16-mixed, 16-mixed, 64"),
         (["train"], "train=train: is not an override"),
         (["--config-dir", "/nowhere"], "--config-dir=/nowhere: must be a folder"),
+        (["+fooo=1"], "fooo=1: unknown key (known: aggregator, algo, cluster, comms, data, logging, model, optim,"),
+        (
+            ["model=custom", "model.target=json:loads", "model.kwargs.x=1"],
+            "model.kwargs.x=1: is not there yet: a new key is added with +; nearest valid: +model.kwargs.x=1",
+        ),
+        (
+            ["model=gpt", "data=text", "train.epochs=1", "data.path=/no/where"],
+            "data.path=/no/where: must be a file or a folder on this machine",
+        ),
+        (
+            ["model=gpt", "data.tokenizer=/no/where"],
+            "data.tokenizer=/no/where: must be a folder on this machine, a hub name, bytes or bpe:<n>; nearest valid:",
+        ),
+        (["data=mnist", "data.path=/no/where"], "data.path=/no/where: must be a folder on this machine; null: the hub"),
+        (["model=gpt2", "model.path=~/no/where"], "model.path=~/no/where: must be a folder on this machine"),
+        (
+            ["data=custom", "data.target=no_where:f", "data.epochs=1"],
+            "data.target=no_where:f: there is no module no_wh",
+        ),
+        (["model=custom", "model.target=no.where:f"], "model.target=no.where:f: there is no module no.where here"),
     ],
 )
 def test_messages(words: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     lines = message_of(capsys, *words, f"hydra.sweep.dir={tmp_path}/run")
     assert expected in "\n".join(lines)
+
+
+def test_everything_that_is_missing_here_in_one_message(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["model=gpt2", "model.path=/no/model", "data.path=/no/data", "data.tokenizer=./no/tokenizer"]
+    lines = message_of(capsys, *words, f"hydra.sweep.dir={tmp_path}/run")
+    assert lines[0] == "smolcluster: 3 problems in the configuration"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_checkpoint_cannot_go_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "old" / ".hydra").mkdir(parents=True)
+    (tmp_path / "old" / ".hydra" / "overrides.yaml").write_text("[]")
+    lines = message_of(capsys, f"resume={tmp_path}/old", f"hydra.sweep.dir={tmp_path}/run")
+    assert "must be the directory of a run that has saved a checkpoint" in lines[1]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_text_that_is_a_number_counts_as_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,9 +25,11 @@ def running(survives: bool = True, restarts: int = 1, least: int = 1) -> Supervi
     rules = Rules(survives_workers=survives, max_restarts=restarts, min_workers=least, start_timeout_s=10, silence_s=5)
     supervisor = Supervisor([SERVER, *WORKERS], rules)
     assert supervisor.begin(0.0) == [StartNode(name=m.name, joined=1) for m in (SERVER, *WORKERS)]
-    assert supervisor.listening("server", ["h", 1]) == []
-    assert supervisor.listening("worker0", ["h", 2]) == []
-    (view,) = supervisor.listening("worker1", ["h", 3])
+    for port, name in enumerate(("server", "worker0", "worker1"), 1):
+        assert supervisor.listening(name, ["h", port]) == []
+    assert supervisor.built("server") == []
+    assert supervisor.built("worker1") == []
+    (view,) = supervisor.built("worker0")
     assert isinstance(view, PublishView)
     assert (view.view.generation, len(view.view.members), view.addresses["worker1"]) == (1, 3, ["h", 3])
     return supervisor
@@ -37,11 +39,12 @@ def test_a_worker_that_dies_is_lost_and_started_again_as_a_new_member() -> None:
     supervisor = running()
     lost, start = supervisor.exited("worker1", -9, 5.0)
     assert isinstance(lost, PublishView)
-    assert lost.reason == "worker1 (worker): killed by signal 9 (SIGKILL)"
+    assert lost.reason == "worker1: killed by signal 9 (SIGKILL)"
     assert [m.name for m in lost.view.members] == ["server", "worker0"]
     assert lost.view.generation == 2
     assert start == StartNode(name="worker1", joined=3)
-    (back,) = supervisor.listening("worker1", ["h", 9])
+    assert supervisor.listening("worker1", ["h", 9]) == []
+    (back,) = supervisor.built("worker1")
     assert isinstance(back, PublishView)
     assert back.view.generation == 4
     member = back.view.get("worker1")
@@ -85,10 +88,13 @@ def test_a_node_that_does_not_start_in_time_is_killed_once() -> None:
     rules = Rules(survives_workers=True, max_restarts=0, min_workers=1, start_timeout_s=10, silence_s=5)
     supervisor = Supervisor([SERVER, *WORKERS], rules)
     supervisor.begin(0.0)
-    supervisor.listening("server", ["h", 1])
-    supervisor.listening("worker0", ["h", 2])
+    for name in ("server", "worker0"):
+        supervisor.listening(name, ["h", 1])
+        supervisor.built(name)
     assert supervisor.tick(9.9) == []
-    assert supervisor.tick(10.0) == [KillNode(name="worker1", reason="not ready within 10 s")]
+    assert supervisor.tick(10.0) == [
+        KillNode(name="worker1", reason="not ready within 10 s (cluster.start_timeout_s) and was killed")
+    ]
     assert supervisor.tick(10.2) == []
     (view,) = supervisor.exited("worker1", -9, 10.3)
     assert isinstance(view, PublishView), "the others begin without it"
@@ -109,7 +115,7 @@ def test_a_node_that_hangs_is_killed_and_named() -> None:
     assert supervisor.tick(5.2) == [], "once"
     (end,) = supervisor.exited("server", -9, 5.3)
     assert isinstance(end, EndRun)
-    assert end.reason == "server (server): has reported nothing for 5.0 s and was killed"
+    assert end.reason == "server: has reported nothing for 5.0 s and was killed"
 
 
 def test_a_controller_that_slept_blames_nobody() -> None:
@@ -145,3 +151,65 @@ def test_endings_in_words() -> None:
     assert ending(-9) == "killed by signal 9 (SIGKILL)"
     assert ending(3) == "ended with exit code 3"
     assert ending(-77) == "killed by signal 77"
+
+
+def test_a_build_that_gets_on_is_never_cut_and_one_that_stands_still_is() -> None:
+    """start_timeout_s is 10 here, so that a tenth of a second of computing counts as getting on."""
+    rules = Rules(survives_workers=True, max_restarts=0, min_workers=1, start_timeout_s=10, silence_s=5)
+    supervisor = Supervisor([SERVER, *WORKERS], rules)
+    supervisor.begin(0.0)
+    for member in (SERVER, *WORKERS):
+        supervisor.listening(member.name, ["h", 1])
+    supervisor.built("server")
+    seconds = 0.0
+    supervisor.tick(0.0)
+    for second in range(1, 300):
+        for member in (SERVER, *WORKERS):
+            supervisor.heard(member.name)
+        seconds += 0.02  # of the processor's time: a download
+        supervisor.computed("worker0", seconds)
+        if second % 9 == 0:
+            supervisor.got_on("worker1")
+        assert supervisor.tick(float(second)) == []
+    for second in range(300, 310):
+        for member in (SERVER, *WORKERS):
+            supervisor.heard(member.name)
+        supervisor.got_on("worker0")
+        supervisor.computed("worker1", 0.005 * (second - 299))
+        killed = supervisor.tick(float(second))
+        if killed:
+            break
+    assert second in (306, 307), "ten seconds after it last told of something new"
+    reason = "building the model and the data has not got on for 10 s (cluster.start_timeout_s) and was killed"
+    assert killed == [KillNode(name="worker1", reason=reason)]
+    assert supervisor.exited("worker1", -9, 310.0) == [], "the other worker builds still"
+    (view,) = supervisor.built("worker0")
+    assert isinstance(view, PublishView)
+    assert [member.name for member in view.view.members] == ["server", "worker0"]
+
+
+def test_a_node_that_is_started_again_has_its_time_to_build() -> None:
+    supervisor = running()
+    supervisor.computed("worker1", 100.0)
+    supervisor.exited("worker1", -9, 5.0)
+    state = supervisor.nodes["worker1"]
+    assert (state.phase, state.built, state.computed_s, state.restarts) == (Phase.STARTING, False, 0.0, 1)
+    assert state.deadline == 15.0
+    supervisor.listening("worker1", ["h", 9])
+    (view,) = supervisor.exited("worker0", -9, 6.0)[:1]
+    assert isinstance(view, PublishView)
+    assert [member.name for member in view.view.members] == ["server"], "who builds does not take part yet"
+
+
+def test_what_would_only_happen_again_ends_the_run_at_once() -> None:
+    supervisor = running()
+    (end,) = supervisor.failed("worker1", "data.path=/x: no such folder", final=True)
+    assert end == EndRun(status="failed", reason="worker1: data.path=/x: no such folder")
+    assert supervisor.failed("worker0", "data.path=/x: no such folder", final=True) == [], "one cause"
+    assert supervisor.exited("worker1", 1, 1.0) == []
+
+
+def test_a_run_that_is_over_cannot_fail_any_more() -> None:
+    supervisor = running()
+    supervisor.finished("server", 1.0)
+    assert supervisor.failed("worker1", "too late", final=True) == []

@@ -87,3 +87,19 @@ def test_identity_follows_names_sizes_and_times(tmp_path: Path) -> None:
     (file.parent / "b.txt").write_text("")
     assert len({str(before), str(touched), str(cache.identity(file.parent))}) == 3
     assert cache.identity(tmp_path / "nothing")[1] == []
+
+
+def test_who_waits_for_another_process_says_so_and_gives_up(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    import filelock
+
+    monkeypatch.setattr(cache, "WAIT_S", 0.2)
+    monkeypatch.setattr(cache, "SAY_S", 0.1)
+    said: list[str] = []
+    path = cache.entry("e", [1], context, lambda folder: None)
+    path.rmdir()
+    with (
+        filelock.FileLock(f"{path}.lock"),
+        pytest.raises(DataError, match=r"another process has been building it for 0\.2 s"),
+    ):
+        cache.entry("e", [1], replace(context, say=said.append), lambda folder: None)
+    assert said == [f"waiting for another process, which prepares {path.name}"] * 2

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from smolcluster.data import target
@@ -36,3 +38,25 @@ def test_what_cannot_be_imported(text: str, reason: str) -> None:
 def test_arguments_it_does_not_take() -> None:
     with pytest.raises(ConfigError, match=r"does not take these arguments: got an unexpected keyword argument 'x'"):
         target.call("data.target", "os:path.basename", {"p": "a", "x": 1})
+
+
+@pytest.mark.parametrize(
+    "name", ["json:loads", "json.decoder:JSONDecoder", "itertools:chain", "yaml:safe_load", "their.part:f", "single:f"]
+)
+def test_a_module_that_is_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their").mkdir()
+    (tmp_path / "their" / "part.py").write_text("raise AssertionError('must not be imported')\n")
+    (tmp_path / "single.py").write_text("raise AssertionError('must not be imported')\n")
+    monkeypatch.chdir(tmp_path)
+    assert list(target.missing("model.target", name)) == []
+
+
+@pytest.mark.parametrize("name", ["nowhere:f", "json.nowhere:f", "json.decoder.deeper:f", "single.part:f"])
+def test_a_module_that_is_not_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "single.py").write_text("raise AssertionError('must not be imported')\n")
+    monkeypatch.chdir(tmp_path)
+    (problem,) = target.missing("model.target", name)
+    module = name.partition(":")[0]
+    assert str(problem) == (
+        f"model.target={name}: there is no module {module} here: neither in this folder ({tmp_path}) nor installed"
+    )

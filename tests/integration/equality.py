@@ -20,7 +20,8 @@ LIMIT = 1e-5
 STEPS = 50
 WORDS = (
     f"train.max_steps={STEPS}", "train.epochs=1000", "train.eval_steps=null", "train.eval_samples=32",
-    "train.export=false", "schedule.warmup_steps=10", "comms=tcp", "comms.chaos_delay_s=0.003",
+    "train.export=false", "schedule.warmup_steps=10", "train.grad_clip_norm=0.1", "comms=tcp",
+    "comms.chaos_delay_s=0.003",
 )  # fmt: skip
 MODELS = {
     "simplenn": (),

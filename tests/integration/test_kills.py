@@ -62,7 +62,7 @@ def test_a_node_that_hangs_is_named_and_ended(tmp_path: Path, victim: str, code:
         pids = run.all_pids()
     gone(pids, 5)
     if code:
-        assert "server (server): has reported nothing for" in run.stderr
+        assert "server: has reported nothing for" in run.stderr
     else:
         reasons = [event["reason"] for event in run.journal("killed")]
         assert any("worker1" in reason or "reported nothing" in reason for reason in reasons)

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -60,3 +61,14 @@ def test_another_precision_is_exported_as_float32(features: Dataset, tokens: Dat
     gpt.export(gpt.build(tokens.info).double(), tmp_path, tokens)
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
     assert next(module.parameters()).dtype == torch.float64
+
+
+def test_files_are_as_readable_as_any(features: Dataset, tmp_path: Path) -> None:
+    export.as_program(Tied(), tmp_path, features)
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert {path.name: path.stat().st_mode for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("model.pt2", "model.safetensors", "usual"), usual
+    )
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import re
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from smolcluster.cluster.inventory import SSH, Node
 from smolcluster.spec.build import PACKAGES, component_class, conf_dir, groups
 from smolcluster.spec.compose import validate_jobs
 from smolcluster.spec.run import RunSpec, Train
@@ -120,3 +125,20 @@ def test_automatic_epochs(data: str, epochs: int) -> None:
     assert spec.epochs == epochs
     (spec,) = validate_jobs([f"data={data}", f"model={model}", "train.epochs=7"], None)
     assert spec.epochs == 7, "an explicit value wins"
+
+
+def schemas() -> Iterator[type]:
+    """Every dataclass whose fields are typed in configurations: components, and what stands inside of them."""
+    found = {component_class(file.parent.name, config_of(file)["_target_"]) for file in FILES}
+    yield from sorted((cls for cls in found if cls is not None), key=lambda cls: cls.__qualname__ + cls.__module__)
+    yield from (Train, Node, SSH)
+
+
+@pytest.mark.parametrize("cls", list(schemas()), ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+def test_every_field_has_a_text_under_it(cls: type) -> None:
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(tree, ast.ClassDef)
+    for field, below in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation):
+            text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            assert text, f"{cls.__name__}.{ast.unparse(field.target)}"

@@ -35,7 +35,7 @@ def test_what_a_story_leaves_on_the_board(board: Board, story: list[dict[str, An
         ("checkpoint at step 5 (best so far): checkpoints/step-5", "good", 1),
         ("evaluation at step 10: loss 0.25, accuracy 62.50 %", "info", 1),
         ("checkpoint at step 10 (best so far): checkpoints/step-10", "good", 1),
-        ("mini3 late at step 10: no answer in 5 s", "warn", 1),
+        ("mini3 answered too late at step 10: no answer in 5 s", "warn", 1),
     ]
 
 
@@ -61,8 +61,8 @@ def test_what_comes_again_is_counted_and_leaves_room(board: Board, say: Any) -> 
         )
         board.on_event(say("mini1", "journal", kind="rejected", peer="mini3", step=step, reason="stale"))
     assert lines(board) == [
-        ("mini2 rejected at step 19: stale (staleness 19)", "warn", 20),
-        ("mini3 rejected at step 19: stale", "warn", 20),
+        ("something that mini2 sent was refused at step 19: stale (staleness 19)", "warn", 20),
+        ("something that mini3 sent was refused at step 19: stale", "warn", 20),
     ]
 
 
@@ -109,14 +109,40 @@ def test_a_node_that_joins_later_gets_a_row(board: Board, say: Any) -> None:
         ("log", {"level": "ERROR", "message": "out of\nmemory"}, "mini2: out of memory", "bad"),
         ("state", {"state": "failed", "detail": "\x1b[2Jboom"}, "mini2 failed: ·[2Jboom", "bad"),
         ("journal", {"kind": "joined", "step": 1500, "reason": ""}, "mini2 joined at step 1,500", "good"),
-        ("journal", {"kind": "lost", "step": None, "reason": "killed"}, "mini2 lost: killed", "bad"),
+        (
+            "journal",
+            {"kind": "lost", "step": 3, "reason": "mini2: killed", "samples": 32},
+            "others do what mini2 had to do at step 3 (32 samples)",
+            "info",
+        ),
+        ("journal", {"kind": "started", "pid": 17, "joined": 1, "peer": "mini3"}, "mini3 is started (pid 17)", "info"),
+        (
+            "journal",
+            {"kind": "dropped", "step": 3, "samples": 32, "peer": "mini3", "reason": "straggler timeout of 0.1 s"},
+            "mini3 was too slow at step 3, its part is left out: straggler timeout of 0.1 s (32 samples)",
+            "warn",
+        ),
+        (
+            "journal",
+            {"kind": "late", "step": 3, "samples": 32},
+            "mini2 answered too late at step 3 (32 samples)",
+            "warn",
+        ),
+        ("journal", {"kind": "resumed", "step": None, "peer": "a/step-5"}, "goes on from a/step-5", "good"),
+        ("journal", {"kind": "{odd}", "step": None}, "mini2 (odd)", "warn"),
+        (
+            "journal",
+            {"kind": "view", "members": 1, "reason": "mini3: killed by signal 9"},
+            "1 node takes part from now on",
+            "info",
+        ),
         (
             "journal",
             {"kind": "view", "members": 3, "reason": "all are there"},
             "3 nodes take part: all are there",
             "info",
         ),
-        ("journal", {"kind": "killed", "peer": "mini3"}, "mini3 killed", "bad"),
+        ("journal", {"kind": "killed", "peer": "mini3"}, "mini3 is killed", "bad"),
         ("silent", {"peer": "mini3", "reason": "is silent for 5 s"}, "mini3 is silent for 5 s, says mini2", "warn"),
         ("evaluation", {"step": 4, "loss": float("nan")}, "evaluation at step 4: loss nan", "info"),
     ],

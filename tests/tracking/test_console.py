@@ -42,7 +42,7 @@ def test_a_run_in_plain_lines(run: RunInfo, story: list[dict[str, Any]]) -> None
     assert lines[-3:] == [
         "[0:00:10] evaluation at step 10: loss 0.25, accuracy 62.50 %",
         "[0:00:10] checkpoint at step 10 (best so far): checkpoints/step-10",
-        "[0:00:10] mini3 late at step 10: no answer in 5 s",
+        "[0:00:10] mini3 answered too late at step 10: no answer in 5 s",
     ]
 
 
@@ -62,7 +62,7 @@ def test_a_flood_of_news_is_counted(run: RunInfo, say: Any) -> None:
     assert len(lines) == MAX_NEWS_PER_SECOND + 2
     assert lines[-2:] == [
         "[0:00:01] (80 more events: see events.jsonl)",
-        "[0:00:01] mini2 late at step 100: slow",
+        "[0:00:01] mini2 answered too late at step 100: slow",
     ]
 
 

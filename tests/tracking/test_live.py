@@ -54,12 +54,12 @@ def test_everything_is_on_one_screen(board: Board, run: RunInfo, width: int, hei
     assert any(line.startswith("loss 0.2 █▄") and "validation loss 0.25, accuracy 62.50 %" in line for line in lines)
     assert any(line == "lr 0.001 grad norm 0.5 best loss 0.25 at step 10" for line in lines)
     assert any(line == "speed 60 samples/s wire 30.0 kB out 27.0 kB in 2.0x less" for line in lines)
-    assert lines[-1].endswith("mini3 late at step 10: no answer in 5 s")
+    assert lines[-1].endswith("mini3 answered too late at step 10: no answer in 5 s")
 
 
-def test_before_the_first_event_there_are_dashes(run: RunInfo) -> None:
+def test_before_the_first_event_all_are_starting(run: RunInfo) -> None:
     picture = drawn(Board(run, START), 80, 24, after=0.0)
-    assert row(picture, "mini2") == ["mini2", "worker", "mini2", "mps", "–", "–", "–", "–", "–", "–", "–"]
+    assert row(picture, "mini2") == ["mini2", "worker", "mini2", "mps", "starting", "–", "–", "–", "–", "–", "–"]
     assert "step 0" in picture
     assert "wire       0 B out  0 B in" in picture
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -93,3 +94,32 @@ def test_pointers_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-3"
     assert load(tmp_path).step == 3
     assert resolve(tmp_path / "checkpoints" / "best") == tmp_path / "checkpoints" / "step-3"
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, checkpoint(1), keep=3, best=True)
+    flushed = []
+
+    def full(_: int) -> None:
+        flushed.append(1)
+        if len(flushed) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError) as error:
+        save(tmp_path, checkpoint(2), keep=3, best=True)
+    assert str(error.value) == f"the checkpoint {tmp_path / 'step-2'} cannot be written: No space left on device"
+    assert error.value.final
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "latest", "step-1"]
+    assert load(tmp_path / "latest").step == 1
+
+
+def test_a_state_that_is_no_state_is_damage(tmp_path: Path) -> None:
+    folder = save(tmp_path, checkpoint(1), keep=3, best=False)
+    (folder / "state.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged: it does not say its format"):
+        load(folder)
+    (folder / "state.json").unlink()
+    (folder / "state.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"state\.json cannot be read: Is a directory"):
+        load(folder)
