@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -255,6 +255,37 @@ class Role(Protocol):
     """What one node does in an algorithm."""
 
     async def run(self, peers: Peers, learner: Learner, clock: Clock, journal: Journal) -> None: ...
+
+
+class Algorithm(Protocol):
+    """What an option of the config group ``algo`` is, besides a component with parameters of its own."""
+
+    links: ClassVar[str]
+    """Who talks to whom: ``star`` (workers and server), ``full``, or ``none``."""
+    has_server: ClassVar[bool]
+    max_workers: ClassVar[int | None] = None
+    survives_workers: ClassVar[bool] = True
+    """A run goes on when a worker dies."""
+    averaged_by_torch: ClassVar[bool] = False
+    """Gradients travel through torch.distributed, not through :class:`Peers`."""
+    server_trains: bool = False
+
+    @property
+    def min_workers(self) -> int:
+        """With fewer workers a run ends."""
+        return 1
+
+    def batches_per_step(self, num_workers: int) -> int:
+        """Batches of ``train.batch_size`` that make one optimizer step."""
+        ...
+
+    def gradient_bytes(self, num_params: int) -> int | None:
+        """Bytes of a gradient on the wire where it is encoded; None where it travels as it is."""
+        return None
+
+    def role(self, spec: Any, me: Member, num_samples: int, state: AlgorithmState | None) -> Role:
+        """What the node ``me`` does in a run of ``spec`` (a RunSpec); ``state`` is what a checkpoint kept."""
+        ...
 
 
 class Reporter(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,10 @@ from torch import Tensor
 from smolcluster.cluster.controller import roster
 from smolcluster.comms.security import Authority
 from smolcluster.node.run import NodeProcess, Start
-from smolcluster.pipeline.job import cache_folder, checkpoint_of
+from smolcluster.pipeline.job import cache_folder
 from smolcluster.ports import Member
 from smolcluster.spec.compose import validate_jobs
+from smolcluster.spec.resume import checkpoint_of
 
 QUIET = ("train.export=false", "comms=memory")
 
@@ -76,7 +76,7 @@ def run(
         folder=folder,
         cache=cache_folder(),
         threads=1,
-        resume=checkpoint_of(spec.resume) if spec.resume else None,
+        resume=str(checkpoint_of(spec.resume)) if spec.resume else None,
         purpose="train",
     )
     events: list[dict[str, Any]] = []
@@ -119,7 +119,3 @@ def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> floa
     """max over tensors of max|a-b| / max|a|."""
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max() / a[name].abs().max().clamp_min(1e-30)) for name in a)
-
-
-def cores() -> int:
-    return os.cpu_count() or 1

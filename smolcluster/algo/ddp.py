@@ -17,6 +17,7 @@ from smolcluster.data.order import Course, Walk, course_for, split
 from smolcluster.errors import Problem, RunFailed
 from smolcluster.messages import Rendezvous, Report
 from smolcluster.ports import (
+    Algorithm,
     AlgorithmState,
     Applied,
     Clock,
@@ -36,12 +37,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDP:
+class DDP(Algorithm):
     """No parameters."""
 
     links: ClassVar[str] = "full"
     has_server: ClassVar[bool] = False
-    max_workers: ClassVar[int | None] = None
     survives_workers: ClassVar[bool] = False
     averaged_by_torch: ClassVar[bool] = True
 

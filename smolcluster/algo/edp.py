@@ -33,6 +33,7 @@ from smolcluster.data.order import Course, Walk, course_for
 from smolcluster.errors import PeerLost, Problem, RunFailed
 from smolcluster.messages import Busy, Finish, Grant, Join, Params, Pull, Push
 from smolcluster.ports import (
+    Algorithm,
     AlgorithmState,
     Clock,
     Delivery,
@@ -59,14 +60,11 @@ LEASES_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDP:
+class EDP(Algorithm):
     """Parameters of the asynchronous parameter server."""
 
     links: ClassVar[str] = "star"
     has_server: ClassVar[bool] = True
-    max_workers: ClassVar[int | None] = None
-    survives_workers: ClassVar[bool] = True
-    averaged_by_torch: ClassVar[bool] = False
 
     worker_update_interval: Annotated[int, Range(ge=1, le=10**6, unit="pushes")] = 1
     """A worker pulls the weights after every so many pushes."""

@@ -12,21 +12,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 from smolcluster.data.order import Course, Walk, course_for
 from smolcluster.errors import Problem
-from smolcluster.ports import AlgorithmState, Clock, Journal, Learner, Member, Peers, Step
+from smolcluster.ports import Algorithm, AlgorithmState, Clock, Journal, Learner, Member, Peers, Step
 
 if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Single:
+class Single(Algorithm):
     """No parameters."""
 
     links: ClassVar[str] = "none"
     has_server: ClassVar[bool] = False
     max_workers: ClassVar[int | None] = 1
     survives_workers: ClassVar[bool] = False
-    averaged_by_torch: ClassVar[bool] = False
 
     def problems(self, spec: RunSpec) -> Iterable[Problem]:
         return ()

@@ -30,6 +30,7 @@ from smolcluster.errors import PeerLost, Problem, RunFailed
 from smolcluster.messages import Busy, Finish, Join, Update, Work
 from smolcluster.ports import (
     Aggregator,
+    Algorithm,
     AlgorithmState,
     Clock,
     Delivery,
@@ -58,14 +59,11 @@ SERVER_RANK = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyncPS:
+class SyncPS(Algorithm):
     """Parameters of the synchronous parameter server."""
 
     links: ClassVar[str] = "star"
     has_server: ClassVar[bool] = True
-    max_workers: ClassVar[int | None] = None
-    survives_workers: ClassVar[bool] = True
-    averaged_by_torch: ClassVar[bool] = False
 
     worker_update_interval: Annotated[int, Range(ge=1, le=10**6, unit="steps")] = 1
     """Weights travel to the workers every so many steps (K)."""
@@ -92,6 +90,10 @@ class SyncPS:
         if self.timeout is not None and self.timeout >= self.sync_max_wait_s:
             rule = f"must be < algo.sync_max_wait_s={self.sync_max_wait_s:g}"
             yield Problem(key="algo.timeout", value=self.timeout, rule=rule, nearest=f"{self.sync_max_wait_s / 2:g}")
+
+    @property
+    def min_workers(self) -> int:
+        return self.quorum
 
     def batches_per_step(self, num_workers: int) -> int:
         return (num_workers + self.server_trains) * self.sync_window

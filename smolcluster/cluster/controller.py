@@ -108,7 +108,7 @@ class Controller:
             Rules(
                 survives_workers=spec.algo.survives_workers and spec.comms.separate_processes,
                 max_restarts=spec.cluster.max_restarts,
-                min_workers=getattr(spec.algo, "quorum", 1) if spec.algo.has_server else len(self.roster),
+                min_workers=spec.algo.min_workers if spec.algo.has_server else len(self.roster),
                 start_timeout_s=spec.cluster.start_timeout_s,
                 silence_s=max(spec.comms.lost_after_s, MIN_SILENCE_S) + 1.0,
             ),

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from smolcluster.errors import Problem
 from smolcluster.spec.schema import Range, closest
@@ -46,7 +46,7 @@ class Node:
     """null: this machine."""
     device: str = "auto"
     """auto, cpu, mps or cuda:<k>."""
-    precision: str | None = None
+    precision: Literal["32", "bf16-mixed", "16-mixed", "64"] | None = None
     """Overrides train.precision on this node."""
     port: Annotated[int | None, Range(ge=0, le=65535)] = None
     """Overrides cluster.port on this node."""
@@ -126,6 +126,10 @@ class Cluster:
             yield Problem(key="cluster", value=spec.choices.get("cluster", "?"), rule=self.example)
         yield from self._who()
         yield from self._where()
+        for name, node in (self.nodes or {}).items():
+            if node.precision is not None and (node.precision == "64") != (spec.train.precision == "64"):
+                rule = f"must agree with train.precision={spec.train.precision}: 64 changes what travels"
+                yield Problem(key=f"cluster.nodes.{name}.precision", value=node.precision, rule=rule)
 
     def _who(self) -> Iterable[Problem]:
         if self.nodes is None:

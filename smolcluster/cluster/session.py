@@ -210,7 +210,7 @@ class LocalForks:
         try:
             if self._over:
                 raise ConnectionError("it has ended")
-            socket.send_fds(channel, [json.dumps({"start": name}).encode()], [stdin, stdout, stderr])
+            socket.send_fds(channel, [json.dumps({"start": name}).encode() + b"\n"], [stdin, stdout, stderr])
             pid = await started
         except BaseException as error:  # also where nobody waits any longer: a node without its pipes ends by itself
             for descriptor in (our_in, our_out, our_err):
@@ -230,7 +230,7 @@ class LocalForks:
     def kill(self, pid: int) -> None:
         assert self._channel is not None
         try:
-            self._channel.sendall(json.dumps({"kill": pid}).encode())
+            self._channel.sendall(json.dumps({"kill": pid}).encode() + b"\n")
         except OSError:  # the fork server was killed; its children have another parent now
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

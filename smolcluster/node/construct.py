@@ -13,6 +13,7 @@ import torch
 import torch.utils.deterministic
 
 from smolcluster.data.dataset import Context
+from smolcluster.errors import CheckpointError
 from smolcluster.node.hardware import describe
 from smolcluster.ports import AlgorithmState, Member, Reporter
 from smolcluster.train.checkpoint import load
@@ -78,6 +79,12 @@ def resume(learner: FabricLearner, start: Start) -> tuple[AlgorithmState | None,
     what = f"the checkpoint {start.resume}"
     learner.flat.load_named_state(checkpoint.model, what)
     plain = dict(checkpoint.plain)
+    if start.purpose == "train" and plain.get("data", learner.dataset.fingerprint) != learner.dataset.fingerprint:
+        counts = f"{plain['num_samples']} training samples then, {learner.num_samples} now"
+        raise CheckpointError(
+            f"{what} was trained on other data ({counts}): what has been seen of an epoch means nothing here; "
+            "go on with the same data.* keys"
+        )
     same_optimizer = plain.get("optim") == start.spec.choices.get("optim")
     if same_optimizer and learner.load_optimizer_named_state(checkpoint.optimizer, what):
         learner.optimizer_steps = plain["optimizer_steps"]

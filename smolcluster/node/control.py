@@ -21,7 +21,9 @@ from typing import Any
 MAX_LINE_BYTES = 16 << 20
 """Longest command line; a spec with certificates has some 20 kB."""
 MAX_QUEUED_EVENTS = 10_000
-"""Events that the controller has not read yet. Beyond, log lines and metrics are dropped and counted."""
+"""Events that the controller has not read yet. Beyond, those of :data:`DISPENSABLE` are dropped and counted."""
+DISPENSABLE = frozenset({"log", "metrics", "node"})
+"""Nothing is decided by them; all others are always delivered."""
 
 
 def split_streams() -> tuple[int, int]:
@@ -39,26 +41,32 @@ class Events:
 
     def __init__(self, descriptor: int) -> None:
         self._file = os.fdopen(descriptor, "wb", buffering=0)
-        self._queue: queue.Queue[bytes | None] = queue.Queue(MAX_QUEUED_EVENTS)
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.dropped = 0
         self._thread = threading.Thread(target=self._write, name="events", daemon=True)
         self._thread.start()
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Queue an event; implements :class:`smolcluster.ports.Reporter`."""
-        line = json.dumps(_finite({"event": event, **fields}), separators=(",", ":"), default=str)
-        try:
-            self._queue.put_nowait(line.encode() + b"\n")
-        except queue.Full:
+        if event in DISPENSABLE and self._queue.qsize() >= MAX_QUEUED_EVENTS:
             self.dropped += 1
+            return
+        if self.dropped:
+            count, self.dropped = self.dropped, 0
+            message = f"{count} log lines or metrics were dropped: the controller does not read them fast enough"
+            self._put("log", {"level": "WARNING", "logger": "smolcluster.node", "message": message, "step": None})
+        self._put(event, fields)
+
+    def _put(self, event: str, fields: Mapping[str, Any]) -> None:
+        line = json.dumps(_finite({"event": event, **fields}), separators=(",", ":"), default=str)
+        self._queue.put(line.encode() + b"\n")
 
     def close(self, within: float = 2.0) -> None:
         """Write what is queued, if the controller reads it in time."""
-        try:
-            self._queue.put(None, timeout=within)
-        except queue.Full:
-            return
+        self._queue.put(None)
         self._thread.join(within)
+        if not self._thread.is_alive():
+            self._file.close()
 
     def _write(self) -> None:
         while (line := self._queue.get()) is not None:

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ORPHANS_S = 15.0
 """When the controller is gone, nodes end by themselves; after so long they are killed."""
@@ -33,13 +33,17 @@ def main() -> NoReturn:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     children: set[int] = set()
+    requests = Requests(channel)
     while True:
         ready, _, _ = select.select([channel.fileno(), wake_read], [], [])
         if wake_read in ready:
             os.read(wake_read, 4096)
             _reap(channel, children)
-        if channel.fileno() in ready and not _serve(channel, children):
-            _end(children)
+        if channel.fileno() in ready:
+            for request, descriptors in requests.read():
+                _serve(channel, request, descriptors, children)
+            if requests.over:
+                _end(children)
 
 
 def _preload() -> None:
@@ -50,16 +54,34 @@ def _preload() -> None:
     import smolcluster.tracking.logs  # noqa: F401
 
 
-def _serve(channel: socket.socket, children: set[int]) -> bool:
-    """Take one request; False at the end of the channel."""
-    message, descriptors, _, _ = socket.recv_fds(channel, 4096, 3)
-    if not message:
-        return False
-    request = json.loads(message)
+class Requests:
+    """Newline-delimited JSON, and three descriptors for each request to start a node. One read may bring several."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel, self._pending = channel, b""
+        self._descriptors: list[int] = []
+        self.over = False
+
+    def read(self) -> list[tuple[dict[str, Any], list[int]]]:
+        """The requests that are complete now, with their descriptors; ``over`` at the end of the channel."""
+        data, descriptors, _, _ = socket.recv_fds(self._channel, 4096, 3)
+        self.over = not data
+        self._descriptors += descriptors
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        found = []
+        for request in map(json.loads, lines):
+            count = 3 if "start" in request else 0
+            mine, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+            found.append((request, mine))
+        return found
+
+
+def _serve(channel: socket.socket, request: dict[str, Any], descriptors: list[int], children: set[int]) -> None:
+    """Kill a node, or start one."""
     if "kill" in request:
         if request["kill"] in children:
             os.kill(request["kill"], signal.SIGKILL)
-        return True
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -69,7 +91,6 @@ def _serve(channel: socket.socket, children: set[int]) -> bool:
         os.close(descriptor)
     children.add(pid)
     channel.sendall(json.dumps({"id": request["start"], "pid": pid}).encode() + b"\n")
-    return True
 
 
 def _become_node(channel: socket.socket, descriptors: list[int]) -> NoReturn:

@@ -275,7 +275,7 @@ class Node:
         flat = self.learner.flat
         dtype = str(flat.parameters.dtype).removeprefix("torch.")
         dense = Layout(dtype, flat.manifest.numel)
-        encoded_bytes = getattr(self.spec.algo, "gradient_bytes", lambda _: None)(flat.manifest.numel)
+        encoded_bytes = self.spec.algo.gradient_bytes(flat.manifest.numel)
         gradient = Layout("uint8", encoded_bytes, dense.num_bytes) if encoded_bytes else dense
         layouts = {"parameters": dense, "gradient": gradient}
         if flat.buffer_manifest.numel:
@@ -300,7 +300,11 @@ class Node:
     async def _save_what_stands(self) -> None:
         """After a cancelled wait: the last committed step, unless a step was being made at that moment."""
         journal = self.journal
-        if journal is not None and self.owns_weights and self.learner.version == journal.step:
+        if journal is None or not self.owns_weights:
+            return
+        await journal.settle()
+        await self.learner.halt()
+        if self.learner.version == journal.step:
             await journal.save(best=False)
 
     async def _pulse(self) -> None:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import smolcluster
 from smolcluster.cluster.controller import Controller, Job, Outcome, roster
 from smolcluster.cluster.session import local_sessions
+from smolcluster.data.order import Walk, course_for
 from smolcluster.errors import ConfigError, Problem
+from smolcluster.spec.resume import checkpoint_of, state_of
 from smolcluster.spec.validate import missing
 from smolcluster.tracking.console import Console, console_for
 from smolcluster.tracking.hub import Tracking
@@ -71,7 +73,7 @@ def conduct(
         folder=place.folder,
         cache=cache_folder(),
         threads=threads,
-        resume=checkpoint_of(spec.resume) if spec.resume else None,
+        resume=str(checkpoint_of(spec.resume)) if spec.resume else None,
         purpose=purpose,
     )
     nodes = [
@@ -138,7 +140,7 @@ def processes(spec: RunSpec, purpose: str = "train") -> int:
     """
     if not spec.comms.separate_processes or not spec.cluster.is_local:
         return 1
-    computing = [m for m in roster(spec, purpose) if m.role == "worker" or getattr(spec.algo, "server_trains", False)]
+    computing = [m for m in roster(spec, purpose) if m.role == "worker" or spec.algo.server_trains]
     return max(1, len(computing))
 
 
@@ -146,18 +148,6 @@ def cache_folder() -> Path:
     """Where prepared data is kept between runs."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "smolcluster"
-
-
-def checkpoint_of(resume: str) -> str:
-    """The checkpoint folder that ``resume=`` means: a run's latest, or the step's folder that it names."""
-    path = Path(resume).expanduser().absolute()
-    found = path / "checkpoints" / "latest" if (path / "checkpoints").is_dir() else path
-    if found.is_file():  # a pointer on a file system without links
-        found = found.parent / found.read_text().strip()
-    if not (found / "state.json").is_file():
-        rule = "must be the directory of a run that has saved a checkpoint, or one of its checkpoints/step-<n>"
-        raise ConfigError([Problem(key="resume", value=resume, rule=rule)])
-    return str(found.resolve())
 
 
 def reason_with_checkpoint(outcome: Outcome, place: Place) -> str:
@@ -185,7 +175,22 @@ def preflight(spec: RunSpec) -> None:
     if problems:
         raise ConfigError(problems)
     if spec.resume is not None:
-        checkpoint_of(spec.resume)
+        problems = list(unresumable(spec, state_of(checkpoint_of(spec.resume))))
+    if problems:
+        raise ConfigError(problems)
+
+
+def unresumable(spec: RunSpec, state: Mapping[str, Any]) -> Iterable[Problem]:
+    """Why training cannot go on from a checkpoint that says ``state`` of itself."""
+    if spec.choices.get("pipeline") != "train" or "algorithm" not in state:
+        return
+    if state.get("seed") != spec.seed:
+        rule = f"must be {state.get('seed')}, as before: the order of the samples that are still to come depends on it"
+        yield Problem(key="seed", value=spec.seed, rule=rule, nearest=str(state.get("seed")))
+    at, num_samples = state["algorithm"], state.get("num_samples")
+    if num_samples is not None and Walk.resume(course_for(spec, num_samples), at).remaining(at["step"]) == 0:
+        rule = f"is at its end (step {state['step']}): raise train.epochs or train.max_steps to go on"
+        yield Problem(key="resume", value=spec.resume, rule=rule)
 
 
 def unwritable(folder: Path | str, error: OSError) -> ConfigError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from smolcluster.errors import Problem
+from smolcluster.ports import Algorithm
 from smolcluster.spec.schema import INTERNAL, TARGET, Group, Range
 
 
@@ -73,7 +74,7 @@ class RunSpec:
     train: Train
     pipeline: Annotated[Any, Group(name="pipeline")]
     cluster: Annotated[Any, Group(name="cluster")]
-    algo: Annotated[Any, Group(name="algo")]
+    algo: Annotated[Algorithm, Group(name="algo")]
     model: Annotated[Any, Group(name="model")]
     data: Annotated[Any, Group(name="data")]
     optim: Annotated[Any, Group(name="optim")]

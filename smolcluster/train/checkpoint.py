@@ -21,9 +21,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from smolcluster.errors import CheckpointError
+from smolcluster.spec.resume import STATE, target_of
 
 FORMAT = 1
-STATE = "state.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,11 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int, best: bool) -> Path:
     What cannot be written whole leaves nothing behind; CheckpointError then says why.
     """
     folder = root / f"step-{checkpoint.step}"
-    beside = root / f".writing-{checkpoint.step}-{os.getpid()}"
+    beside, before = (root / f".{word}-{checkpoint.step}-{os.getpid()}" for word in ("writing", "replaced"))
     try:
         _write_parts(beside, checkpoint)
-        if folder.exists():  # the same step again: a run that was resumed from an older one in this place
-            shutil.rmtree(folder)
+        if folder.exists():  # the same step again; between the two renames `latest` means the newest that is whole
+            folder.rename(before)
         beside.rename(folder)
         _point(root / "latest", folder.name)
         if best:
@@ -57,7 +57,10 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int, best: bool) -> Path:
     except OSError as error:
         raise CheckpointError(f"the checkpoint {folder} cannot be written: {error.strerror or error}") from error
     finally:
+        if before.exists() and not folder.exists():
+            before.rename(folder)
         shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
     return folder
 
 
@@ -78,7 +81,7 @@ def _write_parts(beside: Path, checkpoint: Checkpoint) -> None:
 
 def load(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint; CheckpointError names the file that is missing or damaged."""
-    folder = resolve(folder)
+    folder = target_of(folder)
     try:
         state = json.loads((folder / STATE).read_text())
     except FileNotFoundError:
@@ -104,17 +107,6 @@ def load(folder: Path) -> Checkpoint:
         parts[name.removesuffix(".safetensors")] = load_tensors(data)
     plain = {key: value for key, value in state.items() if key not in ("format", "step", "sha256")}
     return Checkpoint(step=state["step"], plain=plain, **parts)
-
-
-def resolve(path: Path) -> Path:
-    """The step's folder that ``path`` means: one itself, a pointer to one, or the run that holds them."""
-    if (path / "checkpoints").is_dir():
-        path = path / "checkpoints" / "latest"
-    if path.is_file():  # a pointer on a file system without links
-        return path.parent / path.read_text().strip()
-    if not path.exists():
-        raise CheckpointError(f"there is no checkpoint at {path}")
-    return path.resolve()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -150,9 +142,10 @@ def _point(link: Path, target: str) -> None:
 
 def _prune(root: Path, keep: int) -> None:
     steps = sorted((f for f in root.glob("step-*") if f.is_dir()), key=lambda f: int(f.name.removeprefix("step-")))
-    kept = {resolve(root / name).name for name in ("latest", "best") if (root / name).exists()}
+    kept = {target_of(root / name).name for name in ("latest", "best")}
     for folder in steps[:-keep]:
         if folder.name not in kept:
             shutil.rmtree(folder)
-    for leftover in root.glob(".writing-*"):  # of a process that was killed while it wrote
-        shutil.rmtree(leftover, ignore_errors=True)
+    for pattern in (".writing-*", ".replaced-*"):  # of a process that was killed while it wrote
+        for leftover in root.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from smolcluster.errors import CheckpointError
-from smolcluster.train.checkpoint import Checkpoint, load, resolve, save
+from smolcluster.spec.resume import checkpoint_of
+from smolcluster.train.checkpoint import Checkpoint, load, save
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -64,6 +65,37 @@ def test_a_crash_at_any_point_leaves_the_former_one_whole(
     assert load(tmp_path / "best").step == 1
 
 
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_crash_while_a_step_is_replaced_leaves_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    save(tmp_path, checkpoint(1), keep=3, best=True)
+    rename, calls = Path.rename, []
+
+    def crash(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == nth:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, checkpoint(1), keep=3, best=False)
+    monkeypatch.undo()
+    assert load(tmp_path / "latest").step == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "latest", "step-1"]
+
+
+def test_a_kill_between_the_renames_leaves_the_step_before(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    for step in (5, 6):
+        save(root, checkpoint(step), keep=3, best=False)
+    (root / "step-6").rename(root / ".replaced-6-999")
+    assert checkpoint_of(tmp_path) == checkpoint_of(root / "latest") == root / "step-5"
+    save(root, checkpoint(7), keep=3, best=False)
+    assert sorted(path.name for path in root.iterdir()) == ["latest", "step-5", "step-7"]
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     folder = save(tmp_path, checkpoint(1), keep=3, best=False)
     file = folder / "model.safetensors"
@@ -81,7 +113,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (folder / "state.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(CheckpointError, match="checkpoint format 99; this version reads 1"):
         load(folder)
-    with pytest.raises(CheckpointError, match="there is no checkpoint at"):
+    with pytest.raises(CheckpointError, match="it has no state.json"):
         load(tmp_path / "step-5")
 
 
@@ -92,8 +124,8 @@ def test_pointers_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Path, "symlink_to", refuse)
     save(tmp_path / "checkpoints", checkpoint(3), keep=3, best=True)
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-3"
-    assert load(tmp_path).step == 3
-    assert resolve(tmp_path / "checkpoints" / "best") == tmp_path / "checkpoints" / "step-3"
+    assert load(checkpoint_of(tmp_path)).step == 3
+    assert checkpoint_of(tmp_path / "checkpoints" / "best") == tmp_path / "checkpoints" / "step-3"
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
