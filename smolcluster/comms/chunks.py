@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from smolcluster.comms import wire
-from smolcluster.comms.link import MAX_QUEUED_FRAMES, Frame, Sink
-from smolcluster.comms.session import Arrival, Incoming, Outgoing
-from smolcluster.errors import LocalProtocolError, PeerProtocolError
+from smolcluster.comms.link import Frame, Sink
+from smolcluster.comms.session import Arrival, Backlog, Incoming, Outgoing
+from smolcluster.errors import PeerProtocolError
 from smolcluster.ports import Member
 
 CHUNK_BYTES = 1 << 19
@@ -49,12 +49,11 @@ class ChunkSender:
 
     outgoing: Outgoing[Chunk] = field(default_factory=Outgoing)
     next_to_send: int = 0
-    num_frames: int = 0
+    backlog: Backlog = field(default_factory=Backlog)
 
-    def add(self, frame: Frame, to: str) -> None:
-        if self.num_frames >= MAX_QUEUED_FRAMES:
-            raise LocalProtocolError(f"{MAX_QUEUED_FRAMES} frames to {to} are unacknowledged")
-        self.num_frames += 1
+    def add(self, frame: Frame, to: str, max_payload_bytes: int = 0) -> None:
+        """Queue a frame; LocalProtocolError where too much is queued already."""
+        self.backlog.add(frame.payload_bytes, to, max_payload_bytes)
         for chunk in cut(frame):
             self.outgoing.add(chunk)
 
@@ -70,9 +69,11 @@ class ChunkSender:
     def acknowledge(self, used: int) -> list[Frame]:
         """The receiver has used all chunks before number ``used``: the frames that are done now."""
         if used > self.next_to_send:
-            raise PeerProtocolError("malformed", f"acknowledges chunk {used}, sent were {self.next_to_send}")
+            detail = f"acknowledges chunk {used}, sent were {self.next_to_send}"
+            raise PeerProtocolError("malformed", detail, fatal=True)
         done = [chunk.frame for chunk in self.outgoing.acknowledge(used) if chunk.last]
-        self.num_frames -= len(done)
+        for frame in done:
+            self.backlog.done(frame.payload_bytes)
         return done
 
     def resume(self, expected: int) -> None:
@@ -80,7 +81,7 @@ class ChunkSender:
         oldest = self.outgoing.unacknowledged[0][0] if self.outgoing.unacknowledged else self.outgoing.next_seq
         if not oldest <= expected <= self.next_to_send:
             detail = f"wants to go on at chunk {expected}, possible are {oldest} to {self.next_to_send}"
-            raise PeerProtocolError("wrong sequence", detail)
+            raise PeerProtocolError("wrong sequence", detail, fatal=True)
         self.next_to_send = expected
 
 

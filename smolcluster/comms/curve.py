@@ -7,10 +7,11 @@ handshake (ZAP), and its answer stays attached to every message as ``User-Id``.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
@@ -31,6 +32,10 @@ HEAD, BODY = 6, 7
 """Kinds of message besides the control frames of comms/wire.py: the first chunk of a frame, and the others."""
 MAX_PARTS = 12
 """Parts of one message: prefix, header with meta, and the tensors of a frame."""
+VIEW_S = 2.0
+"""The key of a member that dials before the view that names it has reached us is let wait so long."""
+MAX_QUESTIONS = 32
+"""Unknown keys that wait at one time; further ones are turned away at once."""
 HANDSHAKE_S = 10.0
 """A connection that is not there and welcomed after that time is given up."""
 REFUSED_AT_HANDSHAKE = int(
@@ -98,15 +103,19 @@ def open_router(context: zmq.Context[Any], me: Credentials, host: str, port: int
     return router, (str(where[0]), int(router.last_endpoint.rsplit(b":", 1)[1]))
 
 
-def open_dealer(context: zmq.Context[Any], me: Credentials, address: tuple[str, int], server_key: bytes) -> Any:
-    """One connection, without ZeroMQ's own attempts to mend it: they would go on in the middle of a frame."""
+def open_dealer(
+    context: zmq.Context[Any], me: Credentials, address: tuple[str, int], server_key: bytes
+) -> tuple[Any, Any]:
+    """One connection, and the monitor that says how it ended; without ZeroMQ's own attempts to mend it: they would
+    go on in the middle of a frame."""
     dealer = open_socket(context, zmq.DEALER, me)
     dealer.curve_serverkey = server_key
     dealer.setsockopt(zmq.IPV6, int(":" in address[0]))
     dealer.setsockopt(zmq.RECONNECT_IVL, -1)
     dealer.setsockopt(zmq.CONNECT_TIMEOUT, int(1000 * HANDSHAKE_S))
+    monitor = dealer.get_monitor_socket(BROKEN)  # before it is dialled: a refusal may come at once
     dealer.connect(_endpoint(*address))
-    return dealer
+    return dealer, monitor
 
 
 def _endpoint(host: str, port: int) -> str:
@@ -118,23 +127,53 @@ def unreachable(error: zmq.ZMQError) -> bool:
     return bool(error.errno == errno.EHOSTUNREACH)
 
 
+class Question(NamedTuple):
+    """A key that wants in: how to answer, whose key it is said to be, from where, and until when it may wait."""
+
+    reply_to: list[bytes]
+    key: bytes | None
+    where: str
+    until: float
+
+
 class Gate:
-    """Answers libzmq's question whether a key may pass (ZAP, rfc.zeromq.org/spec/27). Opened before a ROUTER is."""
+    """Answers libzmq's question whether a key may pass (ZAP, rfc.zeromq.org/spec/27). Opened before a ROUTER is.
+
+    A key that nobody knows waits :data:`VIEW_S` for the view that it may be in; at most :data:`MAX_QUESTIONS` wait.
+    """
 
     def __init__(self, context: zmq.Context[Any]) -> None:
-        self.socket: Any = context.socket(zmq.REP)
+        self.socket: Any = context.socket(zmq.ROUTER)  # answers in any order, as a REP would not
         self.socket.linger = 0
         self.socket.bind("inproc://zeromq.zap.01")
+        self._questions: list[Question] = []
 
-    def answer(self, user_of: Callable[[bytes], str | None]) -> str | None:
-        """Answer one question; ``user_of`` says who owns a key. Returns where a refused connection came from."""
-        version, request, _, where, _, mechanism, *shown = self.socket.recv_multipart()
-        user = user_of(z85.encode(shown[0])) if mechanism == b"CURVE" and shown else None
-        if user is None:
-            self.socket.send_multipart([version, request, b"400", b"not a member (yet)", b"", b""])
-            return str(where.decode(errors="replace"))
-        self.socket.send_multipart([version, request, b"200", b"", user.encode(), b""])
-        return None
+    @property
+    def due_at(self) -> float:
+        return min((question.until for question in self._questions), default=math.inf)
+
+    def hear(self, now: float) -> None:
+        """Take in one question."""
+        route, empty, version, request, _, where, _, mechanism, *shown = self.socket.recv_multipart()
+        key = z85.encode(shown[0]) if mechanism == b"CURVE" and shown else None
+        room = key is not None and len(self._questions) < MAX_QUESTIONS
+        until = now + VIEW_S if room else now
+        self._questions.append(Question([route, empty, version, request], key, where.decode(errors="replace"), until))
+
+    def answer(self, users: Mapping[bytes, str], now: float) -> list[str]:
+        """Let in the keys of ``users``, and turn away who has waited long enough: where those came from."""
+        waiting, refused = [], []
+        for question in self._questions:
+            user = users.get(question.key) if question.key else None
+            if user is not None:
+                self.socket.send_multipart([*question.reply_to, b"200", b"", user.encode(), b""])
+            elif now >= question.until:
+                self.socket.send_multipart([*question.reply_to, b"400", b"not a member (yet)", b"", b""])
+                refused.append(question.where)
+            else:
+                waiting.append(question)
+        self._questions = waiting
+        return refused
 
 
 class ZeroCopy:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from smolcluster.comms import wire
-from smolcluster.comms.session import Arrival, Incoming, Outgoing
-from smolcluster.errors import LocalProtocolError, PeerProtocolError
+from smolcluster.comms.session import Arrival, Backlog, Incoming, Outgoing
+from smolcluster.errors import PeerProtocolError
 from smolcluster.ports import Member
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ CHUNK_BYTES = 1 << 20
 """Written or read in one call: large enough to be rare, small enough that a deadline sees progress."""
 ACK_DELAY_S = 0.002
 """How long an acknowledgement waits for a frame that it can travel on."""
-MAX_QUEUED_FRAMES = 1024
-"""Unacknowledged frames to one peer. Roles answer each other, so a handful is normal."""
 
 
 @dataclass
@@ -43,6 +41,10 @@ class Frame:
     tensors: tuple[TensorSpec, ...] = ()
     payload: list[memoryview] = field(default_factory=list)
     done: Callable[[], None] = lambda: None
+
+    @property
+    def payload_bytes(self) -> int:
+        return sum(view.nbytes for view in self.payload)
 
 
 class Landing(Protocol):
@@ -101,6 +103,7 @@ class Link:
     ) -> None:
         self.peer, self.sink, self.timing, self.dial, self.overhead = peer, sink, timing, dial, overhead
         self.outgoing: Outgoing[Frame] = Outgoing()
+        self.backlog = Backlog()
         self.incoming = Incoming()
         self.sent_bytes = self.received_bytes = 0
         self.last_heard = time.monotonic()
@@ -108,6 +111,7 @@ class Link:
         self.stalled = False
         self._changed = threading.Condition()
         self._next_to_send = 0
+        self._told = 0
         self._ack_due_at = math.inf
         self._closing_at: float | None = None
         self._left = False
@@ -128,10 +132,9 @@ class Link:
         return all(self._sockets.values())
 
     def send(self, frame: Frame) -> None:
-        """Queue a frame; returns at once."""
+        """Queue a frame; returns at once. LocalProtocolError where too much is queued already."""
         with self._changed:
-            if len(self.outgoing.unacknowledged) >= MAX_QUEUED_FRAMES:
-                raise LocalProtocolError(f"{MAX_QUEUED_FRAMES} frames to {self.peer.name} are unacknowledged")
+            self.backlog.add(frame.payload_bytes, self.peer.name, self.sink.max_payload_bytes)
             self.outgoing.add(frame)
             self._changed.notify_all()
 
@@ -189,7 +192,14 @@ class Link:
                     shut(sock)
                     sock.close()
         except Closed:
-            return
+            self._hang_up(direction)
+
+    def _hang_up(self, direction: Direction) -> None:
+        """Close a connection that came too late for anybody to work on it."""
+        with self._changed:
+            handed, self._handed[direction] = self._handed[direction], None
+        if handed:
+            handed[0].close()
 
     def _open(self, direction: Direction) -> tuple[socket.socket, int]:
         """A new connection for ``direction`` and the sequence number that the peer expects next."""
@@ -212,8 +222,10 @@ class Link:
             pause = min(pause * 1.6, 1.0)
 
     def _check_open(self) -> None:
+        """Closing ends the wait for a connection when its time is over, or nobody needs one any more."""
         closing = self._closing_at
-        if self._left or (closing is not None and time.monotonic() >= closing):
+        settled = not self.outgoing.unacknowledged and self._told == self.incoming.expected
+        if self._left or (closing is not None and (settled or time.monotonic() >= closing)):
             raise Closed
 
     def _set_socket(self, direction: Direction, sock: socket.socket | None, reason: str) -> None:
@@ -275,15 +287,19 @@ class Link:
                 self.last_error = f"goodbye not sent: {error}"
 
     def _write_frame(self, sock: socket.socket, frame: Frame, seq: int) -> None:
-        head = wire.encode(frame.kind, self.sink.stamp(seq, self.incoming.expected, frame.plain, frame.tensors))
+        told = self.incoming.expected
+        head = wire.encode(frame.kind, self.sink.stamp(seq, told, frame.plain, frame.tensors))
         parts: list[bytes | memoryview] = [head, *frame.payload]
         for part in parts:
             self.sent_bytes += write_all(sock, part) + self.overhead(len(part))
+        self._told = told
 
     def acknowledged(self, expected: int) -> None:
         """The peer has everything before sequence number ``expected``."""
         with self._changed:
             done = self.outgoing.acknowledge(expected)
+            for frame in done:
+                self.backlog.done(frame.payload_bytes)
             if done:
                 self._changed.notify_all()
         for frame in done:
@@ -376,9 +392,17 @@ class Link:
         """Fill ``view``. Each chunk that arrives is a sign of life."""
         filled = 0
         while filled < len(view):
-            count = sock.recv_into(view[filled : filled + CHUNK_BYTES])
+            between_frames = starts_frame and not filled
+            try:
+                count = sock.recv_into(view[filled : filled + CHUNK_BYTES])
+            except OSError as error:
+                if between_frames:
+                    raise
+                raise PeerProtocolError(
+                    "truncated", f"the connection broke inside a frame: {error}", fatal=True
+                ) from error
             if count == 0:
-                if filled or not starts_frame:
+                if not between_frames:
                     raise PeerProtocolError("truncated", "the connection ended inside a frame", fatal=True)
                 raise EOFError("the peer closed the connection")
             filled += count

@@ -56,7 +56,7 @@ class Pair:
 
     def send(self, frame: Frame) -> None:
         with self._lock:
-            self.sender.add(frame, self.peer.name)
+            self.sender.add(frame, self.peer.name, self.sink.max_payload_bytes)
 
     def start(self, wake: Callable[[], None]) -> None:
         name = f"reader from {self.peer.name}"
@@ -151,7 +151,7 @@ class Pair:
 
     @property
     def flushed(self) -> bool:
-        return self.sender.num_frames == 0
+        return self.sender.backlog.frames == 0
 
     # --- receiving ----------------------------------------------------------------------------------------
 

@@ -205,13 +205,13 @@ class NodePeers:
         wanted = {member.name: (member, address) for member, address in links}
         for name in lost:
             self._drop_link(name)
-        with self._view_changed:
-            self._view = view
-            self._view_changed.notify_all()
-        for name, (member, address) in wanted.items():
+        for name, (member, address) in wanted.items():  # before the view: who is in it and has no link is refused
             if name not in self._linked:
                 self._linked[name] = _Linked(member, time.monotonic())
                 self.transport.connect(member, address, (curve_keys or {}).get(name, ""))
+        with self._view_changed:
+            self._view = view
+            self._view_changed.notify_all()
         self._mailbox.put(ViewChanged(view, lost, joined, reason))
 
     async def close(self, flush_within: float) -> None:

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Generic, TypeVar
 
+from smolcluster.errors import LocalProtocolError
+
 F = TypeVar("F")
+MAX_QUEUED_FRAMES = 1024
+"""Unacknowledged frames to one peer. Roles answer each other, so a handful is normal."""
+MAX_QUEUED_BYTES = 64 << 20
+"""Unacknowledged payload to one peer, or :data:`QUEUED_PAYLOADS` times the largest frame, whichever is more."""
+QUEUED_PAYLOADS = 4
+"""Weights that the slowest may be behind; a role never lets anybody get so far behind."""
 
 
 class Arrival(Enum):
@@ -47,6 +55,28 @@ class Outgoing(Generic[F]):
     def resume(self) -> list[tuple[int, F]]:
         """What has to be sent again on a new connection (after :meth:`acknowledge`)."""
         return list(self.unacknowledged)
+
+
+@dataclass
+class Backlog:
+    """What one peer has not acknowledged yet: it keeps memory of ours, so there is a limit to it."""
+
+    frames: int = 0
+    payload_bytes: int = 0
+
+    def add(self, num_bytes: int, to: str, max_payload_bytes: int) -> None:
+        """Make room for a frame of ``num_bytes``; LocalProtocolError where there is none."""
+        limit = max(MAX_QUEUED_BYTES, QUEUED_PAYLOADS * max_payload_bytes)
+        if self.frames >= MAX_QUEUED_FRAMES:
+            raise LocalProtocolError(f"{MAX_QUEUED_FRAMES} frames to {to} are unacknowledged")
+        if self.payload_bytes + num_bytes > limit:
+            raise LocalProtocolError(f"{self.payload_bytes} bytes to {to} are unacknowledged (limit {limit})")
+        self.frames += 1
+        self.payload_bytes += num_bytes
+
+    def done(self, num_bytes: int) -> None:
+        self.frames -= 1
+        self.payload_bytes -= num_bytes
 
 
 @dataclass

@@ -180,16 +180,24 @@ def descriptors() -> set[str]:
     return found
 
 
-def native_threads() -> list[str]:
-    """Threads that ZeroMQ has started beside Python's."""
+def native_threads() -> set[str]:
+    """Threads that ZeroMQ has started beside Python's, as ``name:number``."""
     folder = Path("/proc/self/task")
-    names = []
+    found = set()
     for entry in folder.iterdir() if folder.is_dir() else ():
         try:
-            names.append((entry / "comm").read_text().strip())
+            name = (entry / "comm").read_text().strip()
         except (FileNotFoundError, ProcessLookupError):  # it has just ended
             continue
-    return [name for name in names if name.startswith("ZMQ")]
+        if name.startswith("ZMQ"):
+            found.add(f"{name}:{entry.name}")
+    return found
+
+
+def resident_bytes(process: int | str = "self") -> int:
+    """Resident memory of a process, where the system tells; else 0."""
+    file = Path(f"/proc/{process}/statm")
+    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.exists() else 0
 
 
 class Relay:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from smolcluster.comms.link import MAX_QUEUED_FRAMES
+from smolcluster.comms import curve
 from smolcluster.comms.peers import BUFFERS_PER_PEER, MAX_WAITING, NodePeers, Patience
+from smolcluster.comms.session import MAX_QUEUED_FRAMES
+from smolcluster.comms.transport import tcp
 from smolcluster.errors import PeerLost
 from smolcluster.messages import Grant, Params, Pull, Push
 from smolcluster.ports import Delivery, Received, ViewChanged
@@ -152,8 +154,10 @@ def test_a_big_payload_is_intact_and_its_bytes_are_counted(kind: str) -> None:
 
 
 @every
-def test_start_order_does_not_matter(kind: str) -> None:
+def test_start_order_does_not_matter(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker knows the view, dials and sends before the server knows of it; in the other order as well."""
+    monkeypatch.setattr(tcp, "VIEW_S", 0.05)
+    monkeypatch.setattr(curve, "VIEW_S", 0.05)
 
     async def test() -> None:
         for first in (0, 1):
@@ -239,7 +243,7 @@ def test_who_does_not_read_stops_the_sender_and_loses_nothing(kind: str, large: 
         count = room + 40
         deliveries = [send_numbered(server, "worker0", number, large=large) for number in range(count)]
         await until(lambda: sum(d.done for d in deliveries) == room, "the room is full")
-        await ping_pong(server, well, 3 * QUICK["lost_after_s"])
+        await ping_pong(server, well, 1.5 * QUICK["lost_after_s"])
         assert sum(d.done for d in deliveries) == room
         silent = [e for e in cluster.events if e["event"] == "silent"]
         assert not silent, "who does not read is not dead"
@@ -575,7 +579,7 @@ def test_ipv6(kind: str) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_connections_that_break_at_random_moments_lose_nothing(kind: str, seed: int) -> None:
     """Thousands of messages both ways over a wire that breaks in the middle of frames and handshakes."""
-    count = 1500
+    count = 700
 
     async def test() -> None:
         cluster = Cluster(kind)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from smolcluster.comms import wire
-from smolcluster.comms.link import MAX_QUEUED_FRAMES, Frame, Sink
-from smolcluster.errors import LocalProtocolError, PeerProtocolError, Problem
+from smolcluster.comms.link import Frame, Sink
+from smolcluster.comms.session import Backlog
+from smolcluster.errors import PeerProtocolError, Problem
 from smolcluster.ports import Member
 from smolcluster.spec.schema import Range
 
@@ -55,14 +56,14 @@ class Pipe:
 
     def __init__(self) -> None:
         self.frames: deque[tuple[bytes, Frame]] = deque()
+        self.backlog = Backlog()
         self.changed = threading.Condition()
         self.closed = False
         self.received_bytes = 0
 
-    def put(self, head: bytes, frame: Frame, to: str) -> None:
+    def put(self, head: bytes, frame: Frame, to: str, max_payload_bytes: int) -> None:
         with self.changed:
-            if len(self.frames) >= MAX_QUEUED_FRAMES:
-                raise LocalProtocolError(f"{MAX_QUEUED_FRAMES} frames to {to} are unacknowledged")
+            self.backlog.add(frame.payload_bytes, to, max_payload_bytes)
             self.frames.append((head, frame))
             self.changed.notify_all()
 
@@ -75,6 +76,7 @@ class Pipe:
     def taken(self) -> None:
         with self.changed:
             _, frame = self.frames.popleft()
+            self.backlog.done(frame.payload_bytes)
             self.changed.notify_all()
         frame.done()
 
@@ -138,7 +140,7 @@ class MemoryTransport:
 
     def send(self, to: str, frame: Frame) -> None:
         head = wire.encode(frame.kind, self.sink.stamp(self._seq, 0, frame.plain, frame.tensors))
-        self.hub.pipe(self.name, to).put(head, frame, to)
+        self.hub.pipe(self.name, to).put(head, frame, to, self.sink.max_payload_bytes)
         self._seq += 1
         self.sent_bytes += len(head) + wire.total(frame.tensors)
 

@@ -25,6 +25,8 @@ HANDSHAKE_S = 10.0
 """A handshake must be over within that time, or the connection is cut."""
 MAX_HANDSHAKES = 32
 """Handshakes at one time; further connections are closed at once, so that strangers cannot use up memory."""
+VIEW_S = 2.0
+"""A member that dials before the view that names it has reached us is let wait so long."""
 ACCEPT_PAUSE_S = 0.1
 """Pause after a connection that could not be accepted."""
 DIAL_S = 5.0
@@ -78,6 +80,7 @@ class TcpTransport:
         self.links: dict[str, Link] = {}
         self.sink: Sink | None = None
         self._lock = threading.Lock()
+        self._linked = threading.Condition(self._lock)
         self._closed = threading.Event()
         self._handshakes = threading.BoundedSemaphore(MAX_HANDSHAKES)
         family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -105,8 +108,9 @@ class TcpTransport:
 
         overhead = wire.tls_overhead if self.config.encryption == "on" else lambda num_bytes: 0
         link = Link(peer, self.sink, self.timing, dial, overhead)
-        with self._lock:
+        with self._linked:
             self.links[peer.name] = link
+            self._linked.notify_all()
         link.start()
 
     def disconnect(self, name: str) -> None:
@@ -147,7 +151,6 @@ class TcpTransport:
 
     def close(self, flush_within: float) -> None:
         """End all links, after at most ``flush_within`` seconds for what is queued, and all threads."""
-        self._closed.set()
         with self._lock:
             links, closers = list(self.links.values()), list(self._closers)
         for link in links:
@@ -155,9 +158,13 @@ class TcpTransport:
             closers[-1].start()
         for closer in closers:
             closer.join()
-        self._listener.close()
+        with self._linked:
+            self._closed.set()  # until now a peer could come back for what is queued
+            self._linked.notify_all()
+        shut(self._listener)
         if self._acceptor.ident is not None:
             self._acceptor.join(2.0)
+        self._listener.close()
         with self._lock:
             greeting = dict(self._greeting)
         for thread, sock in greeting.items():
@@ -171,6 +178,7 @@ class TcpTransport:
     ) -> tuple[socket.socket, int]:
         """Connect, show certificates, say who we are and where to resume; the peer answers with the same."""
         raw = socket.create_connection(address, timeout=DIAL_S)
+        until = time.monotonic() + HANDSHAKE_S
         try:
             _tune(raw)
             raw.settimeout(HANDSHAKE_S)
@@ -183,7 +191,7 @@ class TcpTransport:
             if (name, joined) != (peer.name, peer.joined):
                 raise PeerProtocolError("wrong identity", f"{address} is {name}#{joined}, not {peer.name}")
             self._write_control(sock, wire.HELLO, [direction, expected])
-            kind, envelope = _read_control(sock)
+            kind, envelope = read_control(sock, until)
             if kind != wire.WELCOME:
                 raise PeerProtocolError("refused", f"{peer.name} says: {envelope.plain[:1]}")
             return self._plain_if_off(sock), _number(envelope)
@@ -225,20 +233,23 @@ class TcpTransport:
 
     def _greet(self, raw: socket.socket, where: tuple[str, int]) -> None:
         """Check who has dialled us, agree where to resume, and hand the connection to its link."""
-        sock = raw
+        sock: socket.socket = raw
+        until = time.monotonic() + HANDSHAKE_S
         try:
             _tune(raw)
             raw.settimeout(HANDSHAKE_S)
-            sock = self.identity.prepare(raw, dialled=False)
+            secured = self.identity.prepare(raw, dialled=False)
+            sock = secured
             with self._lock:
-                self._greeting[threading.current_thread()] = sock
-            sock.do_handshake()
-            name, joined = peer_of(sock, self.identity.run)
-            kind, envelope = _read_control(sock)
-            link = self._expected_link(sock, name, joined, kind, envelope)
+                self._greeting[threading.current_thread()] = secured
+            secured.do_handshake()
+            name, joined = peer_of(secured, self.identity.run)
+            kind, envelope = read_control(secured, until)
+            link = self._expected_link(secured, name, joined, kind, envelope)
             ours: Direction = "in" if envelope.plain[0] == "out" else "out"
-            self._write_control(sock, wire.WELCOME, ["", link.incoming.expected])
-            link.attach(ours, self._plain_if_off(sock), _number(envelope))
+            secured.settimeout(max(0.001, until - time.monotonic()))
+            self._write_control(secured, wire.WELCOME, ["", link.incoming.expected])
+            link.attach(ours, self._plain_if_off(secured), _number(envelope))
         except (ssl.SSLError, PeerProtocolError) as error:
             reason = error.reason if isinstance(error, PeerProtocolError) else "handshake"
             self._count(str(reason), f"{where[0]}: {error}")
@@ -249,19 +260,36 @@ class TcpTransport:
 
     def _expected_link(self, sock: ssl.SSLSocket, name: str, joined: int, kind: int, envelope: Envelope) -> Link:
         """The link that this connection is for; tells the peer why where there is none."""
-        with self._lock:
-            link = self.links.get(name)
-        why = ""
         if kind != wire.HELLO or envelope.plain[:1] not in (["in"], ["out"]) or len(envelope.plain) != 2:
             why = "malformed hello"
-        elif link is None or link.dial is not None or link.peer.joined != joined:
-            why = "not a member (yet)"
         elif (envelope.run, envelope.sender, envelope.joined) != (self.identity.run, name, joined):
             why = "hello and certificate differ"
-        if why or link is None:
-            self._write_control(sock, wire.REFUSED, [why])
-            raise PeerProtocolError("refused", f"{name}#{joined}: {why}")
-        return link
+        elif link := self._link_to(name, joined):
+            return link
+        else:
+            why = "not a member (yet)"
+        self._write_control(sock, wire.REFUSED, [why])
+        raise PeerProtocolError("refused", f"{name}#{joined}: {why}")
+
+    def _link_to(self, name: str, joined: int) -> Link | None:
+        """The link that this member may open; waits a moment where the view that it came in with is on its way."""
+        until = time.monotonic() + VIEW_S
+        with self._linked:
+            while not self._closed.is_set():
+                link = self.links.get(name)
+                if link is not None and link.peer.joined == joined:
+                    return link if link.dial is None else None
+                left = until - time.monotonic()
+                if left <= 0 or joined <= self._generation:
+                    return None
+                self._linked.wait(left)
+        return None
+
+    @property
+    def _generation(self) -> int:
+        """Of the view that we know."""
+        assert self.sink is not None
+        return self.sink.stamp(-1, -1, []).generation
 
     def _write_control(self, sock: socket.socket, kind: int, plain: list[Any]) -> None:
         assert self.sink is not None
@@ -280,15 +308,20 @@ def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def _read_control(sock: socket.socket) -> tuple[int, Envelope]:
-    """One control frame without payload, before a link exists."""
-    header = wire.parse_header(_exactly(sock, wire.HEADER.size), 0)
-    return header.kind, wire.parse_meta(_exactly(sock, header.meta_bytes), 0)
+def read_control(sock: socket.socket, until: float) -> tuple[int, Envelope]:
+    """One control frame without payload, before a link exists; all of it before the time ``until``."""
+    header = wire.parse_header(_exactly(sock, wire.HEADER.size, until), 0)
+    return header.kind, wire.parse_meta(_exactly(sock, header.meta_bytes, until), 0)
 
 
-def _exactly(sock: socket.socket, size: int) -> bytes:
+def _exactly(sock: socket.socket, size: int, until: float) -> bytes:
+    """A timeout of the socket would begin anew with each byte."""
     data = bytearray()
     while len(data) < size:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"the handshake was not over within {HANDSHAKE_S:g} s")
+        sock.settimeout(left)
         part = sock.recv(size - len(data))
         if not part:
             raise EOFError("the connection ended in the handshake")

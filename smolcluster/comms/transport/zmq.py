@@ -194,7 +194,7 @@ class ZmqTransport:
         self._ears.setblocking(False)
         self._listen(self._ears.fileno(), self._hear_bell)
         self._listen(self._router, lambda: self._drain(self._router, self._from_router))
-        self._listen(self._gate.socket, self._admit)
+        self._listen(self._gate.socket, lambda: self._gate.hear(time.monotonic()))
         strangers = self._router.get_monitor_socket(curve.REFUSED_AT_HANDSHAKE)
         self._listen(strangers, lambda: self._count_stranger(parse_monitor_message(strangers.recv_multipart())))
         while not self._over():
@@ -203,6 +203,7 @@ class ZmqTransport:
                     self._handlers[ready]()
             while not self._commands.empty():
                 self._commands.get()()
+            self._admit(time.monotonic())
             for pair in list(self._active.values()):
                 self._tend(pair, time.monotonic())
         self._release(int(1000 * GOODBYE_S))
@@ -228,7 +229,7 @@ class ZmqTransport:
     def _patience_ms(self) -> int:
         now = time.monotonic()
         closing_at = self._closing_at if self._closing_at > now else math.inf
-        until = min([pair.due_at() for pair in self._active.values()] + [closing_at, now + 1.0])
+        until = min([pair.due_at() for pair in self._active.values()] + [self._gate.due_at, closing_at, now + 1.0])
         return max(0, math.ceil(1000 * (until - now)))
 
     def _over(self) -> bool:
@@ -297,8 +298,7 @@ class ZmqTransport:
 
     def _dial(self, pair: Pair, now: float) -> None:
         assert pair.address is not None
-        dealer = open_dealer(self._context, self.me, pair.address, pair.curve_key)
-        monitor = dealer.get_monitor_socket(curve.BROKEN)
+        dealer, monitor = open_dealer(self._context, self.me, pair.address, pair.curve_key)
         pair.dealer, pair.opened_at = dealer, now
         self._listen(dealer, lambda: self._drain(dealer, lambda parts: self._from_dealer(pair, parts)))
         self._listen(monitor, lambda: self._broken(pair, parse_monitor_message(monitor.recv_multipart())))
@@ -406,12 +406,12 @@ class ZmqTransport:
 
     # --- strangers ----------------------------------------------------------------------------------------
 
-    def _admit(self) -> None:
+    def _admit(self, now: float) -> None:
         """Keys of members that are to dial us may pass."""
         users = {pair.curve_key: pair.user for pair in self._active.values() if pair.address is None}
-        where = self._gate.answer(users.get)
-        if where is not None and self._active:  # before the first view nobody can be told apart; members try again
-            self._sink.refused("", "handshake", f"{where}: not the key of a member")
+        for where in self._gate.answer(users, now):
+            if self._active:  # before the first view nobody can be told apart; members try again
+                self._sink.refused("", "handshake", f"{where}: not the key of a member")
 
     def _count_stranger(self, event: Mapping[str, Any]) -> None:
         """A handshake that did not get as far as showing a key (those are counted by :meth:`_admit`)."""
