@@ -23,6 +23,11 @@ RATE_SMOOTHING = 0.2
 class Tally(Counter[str]):
     """Counts under ``kind`` or ``kind/worker``; plain data, so that a checkpoint can hold it."""
 
+    def refused(self, name: str) -> bool:
+        """Count a refusal; whether one of an unasked message is worth a line in the journal: ten, then each 100th."""
+        self[f"refused/{name}"] += 1
+        return self[f"refused/{name}"] <= 10 or self[f"refused/{name}"] % 100 == 0
+
     def by_worker(self, kind: str) -> Mapping[str, int]:
         """Worker -> count of that kind.
 

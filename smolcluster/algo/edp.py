@@ -271,16 +271,17 @@ class Server:
 
     def refuse(self, name: str, kind: str, reason: str, samples: int = 0) -> None:
         self.counts[f"rejected_{kind}"] += 1
-        self.counts[f"refused/{name}"] += 1
-        self.journal.event(
-            "rejected", step=self.learner.version, peer=name, verdict=kind, reason=reason, samples=samples
-        )
+        if self.counts.refused(name) or samples:
+            step = self.learner.version
+            self.journal.event("rejected", step=step, peer=name, verdict=kind, reason=reason, samples=samples)
 
     async def welcome(self, sender: Member, join: Join) -> None:
         if join.fingerprint != self.learner.fingerprint:
-            reason = strange(sender)
-            self.journal.event("rejected", step=self.learner.version, peer=sender.name, reason=reason)
-            self.peers.send(sender.name, Finish(reason=reason))
+            self.counts[f"turned_away/{sender.name}"] += 1
+            if self.counts[f"turned_away/{sender.name}"] == 1:
+                reason = strange(sender)
+                self.journal.event("rejected", step=self.learner.version, peer=sender.name, reason=reason)
+                self.peers.send(sender.name, Finish(reason=reason))
             return
         self.ready[sender.name] = sender
         self.journal.event("joined", step=self.learner.version, peer=sender.name, reason="ready")

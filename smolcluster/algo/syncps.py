@@ -359,7 +359,7 @@ class Server:
         owed = owed and len(set(spans)) == len(spans) and 3 * len(spans) == len(update.spans)
         holds = self.holds.get(sender.name, self.learner.version)
         if (update.step, update.version, update.num_samples) != (round_.step, holds, size) or not owed:
-            self.refuse(sender.name, "does not match what was asked for", size)
+            self.refuse(sender.name, "does not match what was asked for", 0)
             return
         for span in spans:
             del round_.owed[span]
@@ -376,15 +376,17 @@ class Server:
             round_.usable.add(sender.name)
 
     def refuse(self, name: str, reason: str, samples: int) -> None:
-        self.counts[f"refused/{name}"] += 1
-        self.journal.event("refused", step=self.step, peer=name, samples=samples, reason=reason)
+        if self.counts.refused(name) or samples:
+            self.journal.event("refused", step=self.step, peer=name, samples=samples, reason=reason)
 
     async def welcome(self, round_: Round | None, sender: Member, join: Join) -> None:
         """A worker is ready: from now on it has a share."""
         if join.fingerprint != self.learner.fingerprint:
-            reason = strange(sender)
-            self.journal.event("rejected", step=self.step, peer=sender.name, reason=reason)
-            self.peers.send(sender.name, Finish(reason=reason))
+            self.counts[f"turned_away/{sender.name}"] += 1
+            if self.counts[f"turned_away/{sender.name}"] == 1:
+                reason = strange(sender)
+                self.journal.event("rejected", step=self.step, peer=sender.name, reason=reason)
+                self.peers.send(sender.name, Finish(reason=reason))
             return
         self.ready[sender.name] = sender
         self.outdated.add(sender.name)

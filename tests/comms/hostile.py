@@ -488,9 +488,8 @@ class Live:
         """Frames of ``peer`` by who refused them and why; each is in exactly one of these."""
         by_comms = {reason: n for (name, reason), n in self.server.refusals.items() if name == peer}
         counts: Mapping[str, int] = self.role.counts
-        by_role = {"role": counts[f"refused/{peer}"] + counts[f"late/{peer}"]}
-        turned_away = self.notes.events["rejected", peer] - (counts[f"refused/{peer}"] if self.algo == "edp" else 0)
-        return Counter(by_comms) + Counter(by_role) + Counter({"role": turned_away})
+        by_role = sum(counts[f"{kind}/{peer}"] for kind in ("refused", "late", "turned_away"))
+        return Counter(by_comms) + Counter({"role": by_role})
 
     async def finish(self) -> Any:
         """Let the honest worker go on to the end; the weights."""
