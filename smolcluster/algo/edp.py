@@ -283,6 +283,9 @@ class Server:
                 self.journal.event("rejected", step=self.learner.version, peer=sender.name, reason=reason)
                 self.peers.send(sender.name, Finish(reason=reason))
             return
+        if self.ready.get(sender.name) == sender:
+            self.refuse(sender.name, "unexpected", "has joined already")
+            return
         self.ready[sender.name] = sender
         self.journal.event("joined", step=self.learner.version, peer=sender.name, reason="ready")
         await self.send_weights(sender, "join")

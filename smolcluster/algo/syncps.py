@@ -388,6 +388,9 @@ class Server:
                 self.journal.event("rejected", step=self.step, peer=sender.name, reason=reason)
                 self.peers.send(sender.name, Finish(reason=reason))
             return
+        if self.ready.get(sender.name) == sender:
+            self.refuse(sender.name, "has joined already", 0)
+            return
         self.ready[sender.name] = sender
         self.outdated.add(sender.name)
         self.journal.event("joined", step=self.step, peer=sender.name, reason="ready")
