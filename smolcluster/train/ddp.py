@@ -53,6 +53,9 @@ class GroupedLearner(FabricLearner):
         gradient = await self.gradient(spans, step=step, rank=rank)
         return replace(gradient, loss=gradient.loss / scale if scale else 0.0)
 
+    def _mean_factors(self, num_items: int) -> tuple[float, float]:
+        return 1.0 / max(num_items, 1), 1.0  # all before torch averages: ranks differ in their numbers of items
+
     def _loss_sum(self, inputs: Any, targets: Any) -> Any:
         return super()._loss_sum(inputs, targets) * self._scale
 

@@ -121,9 +121,12 @@ class FabricLearner:
         num_items = sum(int(np.count_nonzero(targets != IGNORE)) for _, targets in batches)
         start = spans[0].start if spans else 0  # a span that is done again in the same step has masks of its own
         seed = derive(self.spec.seed, "dropout", step, rank, start)
-        loss = self._backward(batches, num_items, seed)
+        before, after = self._mean_factors(num_items)
+        loss = after * self._backward(batches, before, seed)
         while not self._loss_scale.unscale(self.flat.gradients):
-            loss = self._backward(batches, num_items, seed)
+            loss = after * self._backward(batches, before, seed)
+        if after != 1.0:
+            self.flat.gradients.mul_(after)
         self.computed_samples, self.last_step, self.last_loss = self.computed_samples + len(ids), step, loss
         self.last_epoch = spans[-1].epoch if spans else self.last_epoch
         flat = self.flat.gradients
@@ -140,14 +143,25 @@ class FabricLearner:
             norms=norms,
         )
 
-    def _backward(self, batches: Sequence[tuple[Any, Any]], num_items: int, seed: int) -> float:
-        """Leave the gradient of the mean over ``num_items`` in the flat buffer, scaled; returns that mean."""
+    def _mean_factors(self, num_items: int) -> tuple[float, float]:
+        """Factors on the summed loss and on its gradient that make a mean of the sum.
+
+        The first is a power of two, and so changes no digit on the way back through the model. Then the gradient of a
+        whole batch differs from that of its parts only by the roundings of adding them up, however many share it.
+        """
+        if num_items == 0:
+            return 1.0, 1.0
+        before = 2.0 ** -round(math.log2(num_items))
+        return before, 1.0 / (num_items * before)
+
+    def _backward(self, batches: Sequence[tuple[Any, Any]], factor: float, seed: int) -> float:
+        """Leave the gradient of ``factor`` times the summed loss in the flat buffer; returns that loss."""
         torch.manual_seed(seed)
         self.module.train()
         self.flat.gradients.zero_()
         loss = 0.0
         for inputs, targets in batches:
-            part = self._loss_sum(inputs, targets) / max(num_items, 1)
+            part = self._loss_sum(inputs, targets) * factor
             self.fabric.backward(part * self._loss_scale.factor, model=self._forward)
             loss += float(part.detach())
         return loss
