@@ -140,6 +140,7 @@ class Server:
         # the number of a lease seeds its randomness, so it keeps it when it is given out again
         self.numbers = {Span(*span): number for number, *span in before.get("leases", ())}
         self.ready: dict[str, Member] = {}
+        self.turned_away: set[Member] = set()
         self.overdue: set[str] = set()
         self.done: dict[str, int] = {}
         self.buffer: list[Buffered] = []
@@ -277,8 +278,9 @@ class Server:
 
     async def welcome(self, sender: Member, join: Join) -> None:
         if join.fingerprint != self.learner.fingerprint:
-            self.counts[f"turned_away/{sender.name}"] += 1
-            if self.counts[f"turned_away/{sender.name}"] == 1:
+            self.counts.refused(sender.name)
+            if sender not in self.turned_away:
+                self.turned_away.add(sender)
                 reason = strange(sender)
                 self.journal.event("rejected", step=self.learner.version, peer=sender.name, reason=reason)
                 self.peers.send(sender.name, Finish(reason=reason))

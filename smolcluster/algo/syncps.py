@@ -159,6 +159,7 @@ class Server:
         self.mirror = state.tensors.get("mirror") if state else None
         self.statistics: Tensor | None = None
         self.ready: dict[str, Member] = {}
+        self.turned_away: set[Member] = set()
         self.outdated: set[str] = set()
         self.behind: set[str] = set()
         self.holds: dict[str, int] = {}
@@ -382,8 +383,9 @@ class Server:
     async def welcome(self, round_: Round | None, sender: Member, join: Join) -> None:
         """A worker is ready: from now on it has a share."""
         if join.fingerprint != self.learner.fingerprint:
-            self.counts[f"turned_away/{sender.name}"] += 1
-            if self.counts[f"turned_away/{sender.name}"] == 1:
+            self.counts.refused(sender.name)
+            if sender not in self.turned_away:
+                self.turned_away.add(sender)
                 reason = strange(sender)
                 self.journal.event("rejected", step=self.step, peer=sender.name, reason=reason)
                 self.peers.send(sender.name, Finish(reason=reason))

@@ -488,7 +488,7 @@ class Live:
         """Frames of ``peer`` by who refused them and why; each is in exactly one of these."""
         by_comms = {reason: n for (name, reason), n in self.server.refusals.items() if name == peer}
         counts: Mapping[str, int] = self.role.counts
-        by_role = sum(counts[f"{kind}/{peer}"] for kind in ("refused", "late", "turned_away"))
+        by_role = sum(counts[f"{kind}/{peer}"] for kind in ("refused", "late"))
         return Counter(by_comms) + Counter({"role": by_role})
 
     async def finish(self) -> Any:
