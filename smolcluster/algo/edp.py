@@ -27,9 +27,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
 
 from smolcluster.algo._bookkeeping import Tally, combine, detached, fault, mean_loss, strange
+from smolcluster.algo._leases import Lease, Leases
 from smolcluster.comms.staleness import admit
 from smolcluster.compressor.int8 import Int8
-from smolcluster.data.order import Course, Walk, course_for
+from smolcluster.data.order import Course, course_for
 from smolcluster.errors import PeerLost, Problem, RunFailed
 from smolcluster.messages import Busy, Finish, Grant, Join, Params, Pull, Push
 from smolcluster.ports import (
@@ -104,13 +105,6 @@ class EDP(Algorithm):
         return Server(self, course, spec.train.max_steps, spec.aggregator, items or 2**40, state)
 
 
-class Lease(NamedTuple):
-    """A batch that ``worker`` has been given."""
-
-    span: Span
-    worker: str
-
-
 class Buffered(NamedTuple):
     """A gradient that waits for its optimizer step."""
 
@@ -132,24 +126,19 @@ class Server:
     ) -> None:
         self.algo, self.max_steps, self.aggregate, self.max_items = algo, max_steps, aggregate, max_items
         before = state.plain if state else {}
-        self.walk = Walk.resume(replace(course, max_steps=None), before or None)
+        self.leases = Leases(replace(course, max_steps=None), before or None)
         self.counts = Tally(before.get("counts"))
         self.histogram = Counter({int(s): n for s, n in before.get("staleness", {}).items()})
-        self.leases: dict[int, Lease] = {}
-        self.next_lease: int = before.get("next_lease", 0)
-        # the number of a lease seeds its randomness, so it keeps it when it is given out again
-        self.numbers = {Span(*span): number for number, *span in before.get("leases", ())}
         self.ready: dict[str, Member] = {}
         self.turned_away: set[Member] = set()
         self.overdue: set[str] = set()
-        self.done: dict[str, int] = {}
         self.buffer: list[Buffered] = []
         self.current: Weights | None = None
         self.compute_s = self.wait_s = 0.0
 
     async def run(self, peers: Peers, learner: Learner, clock: Clock, journal: Journal) -> None:
         self.peers, self.learner, self.clock, self.journal = peers, learner, clock, journal
-        steps = learner.version + math.ceil(self.walk.remaining(0) / self.algo.gradient_accumulation_size)
+        steps = learner.version + math.ceil(self.leases.remaining / self.algo.gradient_accumulation_size)
         learner.num_steps = steps if self.max_steps is None else min(steps, self.max_steps)
         heard = clock.now()
         while not self.finished():
@@ -171,23 +160,19 @@ class Server:
         if self.max_steps is not None and self.learner.version >= self.max_steps:
             self.buffer.clear()
             return True
-        return self.exhausted() and not self.buffer
-
-    def exhausted(self) -> bool:
-        """Every batch has been done, or is in the buffer."""
-        return not self.leases and self.walk.peek(0) is None
+        return self.leases.exhausted and not self.buffer
 
     def idle(self, now: float, until: float) -> bool:
         """Nothing more can come, or has come for ``flush_s``."""
-        return now >= until or self.exhausted()
+        return now >= until or self.leases.exhausted
 
     def waiting_for(self) -> str:
-        holders = sorted({lease.worker for lease in self.leases.values()})
+        holders = self.leases.holders()
         return f"pushes of {', '.join(holders)}" if holders else "workers to join"
 
     def reassign(self) -> None:
         """Nothing came for ``max_wait_s``: give overdue leases to workers that have none; RunFailed without any."""
-        holders = sorted({lease.worker for lease in self.leases.values()})
+        holders = self.leases.holders()
         idle = [member for name, member in self.ready.items() if name not in holders]
         if not (holders and idle):
             silence = f"no push for {self.algo.max_wait_s:g} s"
@@ -195,7 +180,7 @@ class Server:
         for name in holders:
             self.ready.pop(name, None)
             self.overdue.add(name)
-            samples = self.take_back(name)
+            samples = self.leases.take_back(name)
             self.journal.event("overdue", step=self.learner.version, peer=name, samples=samples)
         for member in idle:
             self.fill(member)
@@ -223,12 +208,10 @@ class Server:
     async def admit(self, sender: Member, push: Push) -> None:
         """Accept, or refuse and count: pushes = accepted + stale + future + duplicate + not finite + malformed."""
         self.counts["pushes"] += 1
-        lease = self.leases.get(push.lease)
-        if lease is None or lease.worker != sender.name:
+        lease = self.leases.end(push.lease, sender.name)
+        if lease is None:
             await self.surprise(sender, push)
             return
-        del self.leases[push.lease]
-        self.done[sender.name] = max(push.lease, self.done.get(sender.name, -1))
         self.grant(sender)
         size = lease.span.size
         if push.num_samples != size or not 0 < push.num_items <= size * self.max_items or push.version < 0:
@@ -258,8 +241,8 @@ class Server:
             await self.send_weights(sender, "late")
             self.fill(sender)
             return
-        known = push.lease <= self.done.get(sender.name, -1)
-        self.refuse(sender.name, "duplicate" if known else "malformed", f"lease {push.lease} is not out to it")
+        kind = "duplicate" if self.leases.answered(push.lease, sender.name) else "malformed"
+        self.refuse(sender.name, kind, f"lease {push.lease} is not out to it")
 
     def unpack(self, push: Push) -> tuple[Push, str]:
         """The decoded push, and what is wrong with it. Computes: not for the event loop."""
@@ -297,37 +280,24 @@ class Server:
         """A worker is gone: its leases are done by others."""
         self.ready.pop(name, None)
         self.overdue.discard(name)
-        self.done.pop(name, None)
-        samples = self.take_back(name)
+        samples = self.leases.take_back(name)
+        self.leases.forget(name)
         self.journal.event("lost", step=self.learner.version, peer=name, reason=reason, samples=samples)
         for member in self.ready.values():
-            if self.walk.backlog and not any(lease.worker == member.name for lease in self.leases.values()):
+            if self.leases.waiting and not self.leases.held(member.name):
                 self.grant(member)
 
     # --- leases and weights ------------------------------------------------------------------------------
 
     def fill(self, member: Member) -> None:
         """As many leases as a worker may hold; who joins again and again is given no more."""
-        held = sum(lease.worker == member.name for lease in self.leases.values())
-        for _ in range(LEASES_AHEAD - held):
+        for _ in range(LEASES_AHEAD - self.leases.held(member.name)):
             self.grant(member)
 
     def grant(self, member: Member) -> None:
         """Lease the next batch to a worker that is there, if there is one."""
-        if self.present(member) and (span := self.walk.pop(0)) is not None:
-            number = self.numbers.pop(span, self.next_lease)
-            self.next_lease = max(self.next_lease, number + 1)
-            self.leases[number] = Lease(span, member.name)
-            self.peers.send(member.name, Grant(leases=(number, *span)))
-
-    def take_back(self, name: str) -> int:
-        """Whatever is leased to a worker comes first again; returns how many samples that are."""
-        mine = {number: lease.span for number, lease in self.leases.items() if lease.worker == name}
-        for number, span in mine.items():
-            del self.leases[number]
-            self.numbers[span] = number
-        self.walk.put_back(list(mine.values()))
-        return sum(span.size for span in mine.values())
+        if self.present(member) and (lease := self.leases.take(member.name)) is not None:
+            self.peers.send(member.name, Grant(leases=(lease.number, *lease.span)))
 
     def present(self, member: Member) -> bool:
         """It has joined, and is not about to be succeeded by another of its name."""
@@ -383,14 +353,9 @@ class Server:
 
     def state(self) -> AlgorithmState:
         """What is leased or buffered is not done: it is given out again after a restart."""
-        unfinished = {b.push.lease: b.lease.span for b in self.buffer}
-        unfinished |= {number: lease.span for number, lease in self.leases.items()}
-        numbers = {**{span: number for number, span in unfinished.items()}, **self.numbers}
         plain: dict[str, Any] = {
-            **self.walk.state([span for _, span in sorted(unfinished.items())]),
+            **self.leases.state(b.lease for b in self.buffer),
             "step": self.learner.version,
-            "next_lease": self.next_lease,
-            "leases": [[number, *span] for span, number in numbers.items()],
             "counts": dict(self.counts),
             "staleness": {str(s): n for s, n in self.histogram.items()},
         }

@@ -243,8 +243,7 @@ def test_who_joins_again_and_again_is_given_no_more_work() -> None:
             refused = "refused/worker1"
             await until(lambda: node.role.counts[refused] == 49, "all but the first are refused")
             assert node.notes.events["joined", "worker1"] == 1
-            held = Counter(lease.worker for lease in node.role.leases.values())
-            assert held["worker1"] == LEASES_AHEAD
+            assert node.role.leases.held("worker1") == LEASES_AHEAD
             cluster.view_all(2, SERVER, W0)
             await node.finish()
             assert_each_sample_once(node)
