@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from smolcluster.comms import wire
-from smolcluster.comms.link import Frame, Sink
+from smolcluster.comms.frames import Frame, Sink
 from smolcluster.comms.session import Arrival, Backlog, Incoming, Outgoing
 from smolcluster.errors import PeerProtocolError
 from smolcluster.ports import Member

@@ -17,7 +17,7 @@ from typing import Any
 from smolcluster.comms import wire
 from smolcluster.comms.chunks import WINDOW, Assembler, ChunkReceiver, ChunkSender
 from smolcluster.comms.curve import BODY, HANDSHAKE_S, HEAD, Prefix
-from smolcluster.comms.link import ACK_DELAY_S, Frame, Sink, Timing
+from smolcluster.comms.frames import ACK_DELAY_S, Frame, Sink, Timing
 from smolcluster.errors import PeerProtocolError
 from smolcluster.ports import Member
 

@@ -14,10 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from smolcluster.comms.buffers import BufferPool, Layout, as_bytes, as_tensor, verify
-from smolcluster.comms.link import Frame, Sink
+from smolcluster.comms.frames import Frame, Transport
 from smolcluster.comms.mailbox import Mailbox, OnItsWay
 from smolcluster.comms.membership import Admission, admit, changes
 from smolcluster.comms.wire import Envelope, TensorSpec
@@ -40,21 +40,6 @@ ROOM_S = 0.25
 """Who waits for room looks that often whether the peer is still a member."""
 WATCH_S = 0.25
 """How often silence is looked for."""
-
-
-class Transport(Protocol):
-    """Moves frames between members: in order, each once, over connections that may break and be reopened."""
-
-    address: tuple[str, int]
-
-    def start(self, sink: Sink) -> None: ...
-    def connect(self, peer: Member, address: tuple[str, int] | None, curve_key: str = "") -> None: ...
-    def disconnect(self, name: str) -> None: ...
-    def send(self, to: str, frame: Frame) -> None: ...
-    def is_up(self, name: str) -> bool: ...
-    def silent_for(self, name: str) -> tuple[float, str]: ...
-    def traffic(self) -> tuple[int, int]: ...
-    def close(self, flush_within: float) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from smolcluster.comms import wire
 from smolcluster.comms.chunks import CHUNK_BYTES, WINDOW, Assembler, ChunkReceiver, ChunkSender, cut
-from smolcluster.comms.link import Frame
+from smolcluster.comms.frames import Frame
 from smolcluster.comms.session import MAX_QUEUED_FRAMES
 from smolcluster.comms.wire import Envelope, TensorSpec
 from smolcluster.errors import LocalProtocolError, PeerProtocolError

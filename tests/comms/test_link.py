@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from smolcluster.comms import wire
-from smolcluster.comms.link import Frame, Link, Timing
+from smolcluster.comms.frames import Frame, Timing
+from smolcluster.comms.link import Link
 from smolcluster.comms.session import MAX_QUEUED_FRAMES
 from smolcluster.comms.wire import Envelope, TensorSpec
 from smolcluster.errors import LocalProtocolError, PeerProtocolError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from smolcluster.comms.buffers import Layout
-from smolcluster.comms.link import Frame
+from smolcluster.comms.frames import Frame
 from smolcluster.comms.peers import BUFFERS_PER_PEER, MAX_WAITING, NodePeers, Patience
 from smolcluster.comms.wire import Envelope, TensorSpec
 from smolcluster.errors import LocalProtocolError, PeerLost, PeerProtocolError

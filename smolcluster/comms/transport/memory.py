@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from smolcluster.comms import wire
-from smolcluster.comms.link import Frame, Sink
+from smolcluster.comms.frames import Frame, Sink
 from smolcluster.comms.session import Backlog
 from smolcluster.errors import PeerProtocolError, Problem
 from smolcluster.ports import Member

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from smolcluster.comms import wire
-from smolcluster.comms.link import Direction, Frame, Link, Sink, Timing, shut, write_all
+from smolcluster.comms.frames import Frame, Sink, Timing
+from smolcluster.comms.link import Direction, Link, shut, write_all
 from smolcluster.comms.security import Credentials, Identity, peer_of
 from smolcluster.comms.wire import Envelope
 from smolcluster.errors import PeerProtocolError, Problem

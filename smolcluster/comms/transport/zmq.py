@@ -23,7 +23,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from smolcluster.comms import curve, wire
 from smolcluster.comms.curve import ZERO_COPY, Gate, open_dealer, open_router, parse_prefix, size_on_wire
-from smolcluster.comms.link import Frame, Sink, Timing
+from smolcluster.comms.frames import Frame, Sink, Timing
 from smolcluster.comms.pair import GOODBYE_S, Pair, read_greeting
 from smolcluster.errors import LocalProtocolError, PeerProtocolError, Problem
 from smolcluster.ports import Member
