@@ -162,6 +162,8 @@ class Learner(Protocol):
     """Optimizer steps of the whole run, for the learning rate schedule; the role that steps sets it."""
     num_samples: int
     """Samples in the training set."""
+    max_items: int
+    """Items (samples, or target tokens) that one sample has at most."""
     num_params: int
     """Trained parameters: the length of a flat gradient."""
     fingerprint: str

@@ -100,9 +100,7 @@ class EDP(Algorithm):
     def role(self, spec: RunSpec, me: Member, num_samples: int, state: AlgorithmState | None) -> Server | Worker:
         if me.role == "worker":
             return Worker(self, spec.seed, patience_s=self.max_wait_s + spec.comms.timeout_s)
-        items = spec.seq_length if spec.data.kind == "tokens" else 1
-        course = course_for(spec, num_samples)
-        return Server(self, course, spec.train.max_steps, spec.aggregator, items or 2**40, state)
+        return Server(self, course_for(spec, num_samples), spec.aggregator, state)
 
 
 class Buffered(NamedTuple):
@@ -115,16 +113,8 @@ class Buffered(NamedTuple):
 class Server:
     """Holds theta, the optimizer and the leases; theta's version V is the number of optimizer steps."""
 
-    def __init__(
-        self,
-        algo: EDP,
-        course: Course,
-        max_steps: int | None,
-        aggregate: Aggregator,
-        max_items: int,
-        state: AlgorithmState | None,
-    ) -> None:
-        self.algo, self.max_steps, self.aggregate, self.max_items = algo, max_steps, aggregate, max_items
+    def __init__(self, algo: EDP, course: Course, aggregate: Aggregator, state: AlgorithmState | None) -> None:
+        self.algo, self.max_steps, self.aggregate = algo, course.max_steps, aggregate
         before = state.plain if state else {}
         self.leases = Leases(replace(course, max_steps=None), before or None)
         self.counts = Tally(before.get("counts"))
@@ -214,7 +204,7 @@ class Server:
             return
         self.grant(sender)
         size = lease.span.size
-        if push.num_samples != size or not 0 < push.num_items <= size * self.max_items or push.version < 0:
+        if push.num_samples != size or not 0 < push.num_items <= size * self.learner.max_items or push.version < 0:
             told = f"{push.num_samples} samples, {push.num_items} items, version {push.version}"
             self.refuse(sender.name, "malformed", f"{told}; leased {size}", samples=size)
             return

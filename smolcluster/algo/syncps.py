@@ -101,8 +101,7 @@ class SyncPS(Algorithm):
     def role(self, spec: RunSpec, me: Member, num_samples: int, state: AlgorithmState | None) -> Server | Worker:
         if me.role == "worker":
             return Worker(patience_s=self.sync_max_wait_s + spec.comms.timeout_s)
-        items = spec.seq_length if spec.data.kind == "tokens" else 1
-        return Server(self, course_for(spec, num_samples), spec.aggregator, items or 2**40, state)
+        return Server(self, course_for(spec, num_samples), spec.aggregator, state)
 
 
 class Verdict(NamedTuple):
@@ -150,10 +149,8 @@ class Round:
 class Server:
     """Holds theta and the optimizer; the one authority on which samples are done."""
 
-    def __init__(
-        self, algo: SyncPS, course: Course, aggregate: Aggregator, max_items: int, state: AlgorithmState | None
-    ) -> None:
-        self.algo, self.aggregate, self.max_items = algo, aggregate, max_items
+    def __init__(self, algo: SyncPS, course: Course, aggregate: Aggregator, state: AlgorithmState | None) -> None:
+        self.algo, self.aggregate = algo, aggregate
         self.walk = Walk.resume(course, state.plain if state else None)
         self.step: int = state.plain["step"] if state else 0
         self.mirror = state.tensors.get("mirror") if state else None
@@ -365,7 +362,7 @@ class Server:
         for span in spans:
             del round_.owed[span]
         round_.first = self.clock.now() if round_.first is None else round_.first
-        if not 0 <= update.num_items <= size * self.max_items:
+        if not 0 <= update.num_items <= size * self.learner.max_items:
             self.refuse(sender.name, "impossible number of items", size)
         elif reason := await self.learner.compute(lambda: fault(update, update.gradient)):
             self.refuse(sender.name, reason, size)

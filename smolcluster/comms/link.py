@@ -75,6 +75,11 @@ class Link:
         """Both directions are connected."""
         return all(self._sockets.values())
 
+    @property
+    def has_left(self) -> bool:
+        """The peer has said goodbye."""
+        return self._left
+
     def send(self, frame: Frame) -> None:
         """Queue a frame; returns at once. LocalProtocolError where too much is queued already."""
         with self._changed:

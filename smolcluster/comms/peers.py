@@ -225,6 +225,8 @@ class NodePeers:
             now = time.monotonic()
             for name, linked in self._linked.items():
                 linked.ever_up = linked.ever_up or self.transport.is_up(name)
+                if linked.member.role == "worker" and self.transport.has_left(name):
+                    continue  # it has said goodbye: whether that was right is the controller's to judge
                 silence, cause = self.transport.silent_for(name)
                 if linked.ever_up:
                     limit, what = self.patience.silent_s, "gives no sign of life"

@@ -19,7 +19,10 @@ def problems(key: str, target: str) -> Iterable[Problem]:
     module, _, name = target.partition(":")
     words = [*module.split("."), *name.split(".")]
     if not all(word.isidentifier() for word in words):
-        yield Problem(key=key, value=target, rule=RULE, nearest=target.replace("/", ".").removesuffix(".py"))
+        dotted = target.replace("/", ".").removesuffix(".py")
+        if ":" not in dotted and "." in dotted:
+            dotted = ":".join(dotted.rsplit(".", 1))
+        yield Problem(key=key, value=target, rule=RULE, nearest=dotted if dotted != target else "")
 
 
 def missing(key: str, target: str) -> Iterable[Problem]:

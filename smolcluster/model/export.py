@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from smolcluster.model.nn.gpt import GPT
 
+logger = logging.getLogger("smolcluster.model")
+UNTRACEABLE = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, ImportError)
+"""What tracing makes of code that it does not understand."""
 PROGRAM = "model.pt2"
 WEIGHTS = "model.safetensors"
 
@@ -42,22 +46,33 @@ def as_gpt2(module: nn.Module, folder: Path, dataset: Dataset) -> None:
 
 
 def as_program(module: nn.Module, folder: Path, dataset: Dataset) -> None:
-    """Write :data:`PROGRAM`, which ``torch.export.load`` runs with any batch size, and the weights beside it."""
+    """Write :data:`PROGRAM`, which ``torch.export.load`` runs with any batch size, and the weights beside it.
+
+    A model that torch.export cannot trace leaves its weights alone, and a warning with the reason.
+    """
     import torch
 
     model = copy.deepcopy(module).cpu().float().eval()
     example = torch.from_numpy(dataset.train.batch([0, 0]).inputs)
     batch = torch.export.Dim("batch", min=1)
-    with warnings.catch_warnings():
-        # An LSTM keeps its parameters in a second list as well, which tracing fills anew and puts back.
-        warnings.filterwarnings("ignore", message=r".*_flat_weights.* assigned during export")
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-    written = io.BytesIO()
-    torch.export.save(program, written)
-    (folder / PROGRAM).write_bytes(written.getbuffer())
     _save_weights(dict(model.state_dict()), folder)
     if dataset.tokenizer is not None:
         dataset.tokenizer.save(folder)
+    with warnings.catch_warnings():
+        # An LSTM keeps its parameters in a second list as well, which tracing fills anew and puts back.
+        warnings.filterwarnings("ignore", message=r".*_flat_weights.* assigned during export")
+        try:
+            program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+        except UNTRACEABLE as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            logger.warning(
+                "export/ has the weights, and no %s: torch.export cannot trace %s (%s)",
+                PROGRAM, type(module).__name__, first,
+            )  # fmt: skip
+            return
+    written = io.BytesIO()
+    torch.export.save(program, written)
+    (folder / PROGRAM).write_bytes(written.getbuffer())
 
 
 def _save_weights(tensors: dict[str, Tensor], folder: Path) -> None:

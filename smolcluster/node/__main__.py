@@ -31,17 +31,14 @@ def _run(command: dict[str, object], commands: Commands, report: Events) -> int:
 
     try:
         start = Start.from_command(command)
-        logging.basicConfig(level=start.spec.logging.level, handlers=[node_handler(report)], force=True)
+        process = NodeProcess(start, commands, report)
+        handler = node_handler(report, step=lambda: process.step)
+        logging.basicConfig(level=start.spec.logging.level, handlers=[handler], force=True)
         logging.captureWarnings(True)
-        return asyncio.run(_main(NodeProcess, start, commands, report))
+        return asyncio.run(process.run())
     except SmolclusterError as error:
         report("failed", **described(error))
         return error.exit_code
-
-
-async def _main(process: type, start: object, commands: Commands, report: Events) -> int:
-    code: int = await process(start, commands, report).run()
-    return code
 
 
 def main() -> None:

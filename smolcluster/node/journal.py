@@ -123,6 +123,8 @@ class NodeJournal:
                 "data": self.learner.dataset.fingerprint,
                 "num_samples": self.learner.num_samples,
                 "algo": self.spec.choices.get("algo"),
+                "model_option": self.spec.choices.get("model"),
+                "data_option": self.spec.choices.get("data"),
                 "optim": self.spec.choices.get("optim"),
                 "algorithm": dict(state.plain),
             },
@@ -170,7 +172,7 @@ class NodeJournal:
         seconds = max(now - then, 1e-9)
         self._logged = (now, self.samples, self._items)
         per_s = (self.samples - samples) / seconds
-        tokens = self.spec.data.kind == "tokens"
+        tokens = self.learner.dataset.info.kind == "tokens"
         details = dict(step.details)
         self.report(
             "metrics",

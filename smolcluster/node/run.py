@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ from smolcluster.spec.run import RunSpec
 logger = logging.getLogger("smolcluster.node")
 HEARTBEAT_S = 0.5
 """How often a node reports its step, speed, traffic and memory."""
+LONG_STEP_S = 30.0
+"""A node that has computed nothing new for so long is slower than it was."""
 FLUSH_S = 2.0
 """After its work a node waits so long for what it has sent to arrive; after a failure not at all."""
 GRACE = 0.6
@@ -88,6 +91,11 @@ class NodeProcess:
         self.stopping: str | None = None
         self._view: tuple[View, Mapping[str, Any], str, Mapping[str, str]] | None = None
 
+    @property
+    def step(self) -> int | None:
+        """Where the first node of this process stands; None before it has built its model."""
+        return self.nodes[0].step if self.nodes else None
+
     async def run(self) -> int:
         """Run all nodes to their end; returns the exit code."""
         start, loop = self.start, asyncio.get_running_loop()
@@ -126,7 +134,8 @@ class NodeProcess:
                 return error.exit_code
             if error is not None:
                 logger.error("has crashed", exc_info=error)
-                self.report("failed", reason=f"{type(error).__name__}: {error} (the traceback is in logs/)")
+                reason = f"{type(error).__name__}: {error} (the traceback is in logs/)"
+                self.report("failed", reason=reason, kind=type(error).__name__, final=True)
                 return 1
         return 0
 
@@ -172,7 +181,7 @@ class Node:
         self.learner: Any = None
         self._viewed = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
-        self._seen = (time.monotonic(), 0, 0.0)
+        self._seen, self._figures = (time.monotonic(), 0, 0.0), (0.0, 0.0)
         self._logged_step = -1
 
     def report(self, event: str, **fields: Any) -> None:
@@ -200,6 +209,10 @@ class Node:
     def owns_weights(self) -> bool:
         """This node makes the optimizer steps that count: it evaluates, saves and exports."""
         return self.me.name == self.start.roster[0].name
+
+    @property
+    def step(self) -> int | None:
+        return None if self.learner is None else self._progress()[1]
 
     def stop(self, reason: str) -> None:
         """Stop at the next commit, or after a part of the stop timeout wherever the role is."""
@@ -325,23 +338,30 @@ class Node:
             self.report("alive", cpu_s=time.process_time())
             return
         epoch, step, loss = self._progress()
-        if step != self._logged_step:
+        if step != self._logged_step and not math.isnan(loss):
             self._logged_step = step
             logger.info("Epoch %d, step %d: loss %.4f", epoch, step, loss)
-        now, computed, waited = time.monotonic(), self.learner.computed_samples, self.peers.waited_s
-        then, before, waited_before = self._seen
-        self._seen = (now, computed, waited)
-        seconds = max(now - then, 1e-9)
+        speed, wait_share = self._pace(time.monotonic())
         self.report(
             "node",
             step=step,
-            samples=computed,
-            samples_per_s=(computed - before) / seconds,
-            wait_share=None if self.spec.algo.averaged_by_torch else min(1.0, (waited - waited_before) / seconds),
+            samples=self.learner.computed_samples,
+            samples_per_s=speed,
+            wait_share=None if self.spec.algo.averaged_by_torch else wait_share,
             **wire(self.spec, self.peers),
             rss_bytes=rss_bytes(),
             peak_rss_bytes=peak_rss_bytes(),
         )
+
+    def _pace(self, now: float) -> tuple[float, float]:
+        """(samples per second, share of time spent waiting) from one gradient to another: a step may take long."""
+        computed, waited = self.learner.computed_samples, self.peers.waited_s
+        then, before, waited_before = self._seen
+        if computed != before or computed == 0 or now - then > LONG_STEP_S:
+            seconds = max(now - then, 1e-9)
+            self._figures = (computed - before) / seconds, min(1.0, (waited - waited_before) / seconds)
+            self._seen = (now, computed, waited)
+        return self._figures
 
 
 class _LoopClock:

@@ -179,8 +179,8 @@ def row(spec: RunSpec, case: str, timings: Sequence[Timing], yardstick: Sequence
     return {
         "case": f"{spec.choices.get('model')} on {spec.choices.get('data')}",
         "algo": case,
-        "comms": "gloo" if case == YARDSTICK else spec.choices.get("comms"),
-        "encryption": None if case == YARDSTICK else getattr(spec.comms, "encryption", None),
+        "comms": {YARDSTICK: "gloo", "single": "none"}.get(case, spec.choices.get("comms")),
+        "encryption": None if case in (YARDSTICK, "single") else getattr(spec.comms, "encryption", None),
         "compressor": "none",
         "workers": 1 if case == "single" else spec.cluster.size,
         "threads_per_process": timings[0].threads,
@@ -217,11 +217,13 @@ def table(rows: Sequence[Mapping[str, Any]], heading: str) -> Any:
     from smolcluster.tracking.wording import byte_count
 
     shown = Table(title=heading, title_justify="left")
-    for name in ("case", "algo", "comms", "workers", "threads", "step", "samples/s", "wire/step", "waiting", "vs ddp"):
+    for name in ("case", "algo", "comms", "workers", "threads", "step", "samples/s", "wire/step", "waiting", "time"):
         shown.add_column(name, justify="left" if name in ("case", "algo", "comms") else "right")
     for line in rows:
         lock = {"on": " TLS", "off": " plain"}.get(line.get("encryption") or "", "")
-        wait, ratio, rate = line.get("wait_share"), line.get("ratio_to_ddp"), line.get("samples_per_s")
+        wait, rate = line.get("wait_share"), line.get("samples_per_s")
+        against = YARDSTICK if "ratio_to_ddp" in line else "bare"
+        ratio = line.get("ratio_to_ddp", line.get("ratio_to_bare"))
         shown.add_row(
             str(line["case"]),
             str(line["algo"]),
@@ -232,7 +234,7 @@ def table(rows: Sequence[Mapping[str, Any]], heading: str) -> Any:
             "" if rate is None else f"{rate:,.0f}",
             byte_count(round(line["wire_bytes_per_step"])) if line.get("wire_bytes_per_step") else "",
             "" if wait is None else f"{'~' if line.get('wait_share_estimated') else ''}{wait * 100:.0f} %",
-            "" if ratio is None else f"{ratio:.2f}x",
+            "" if ratio is None else f"{ratio:.2f}x {against}",
         )
     return shown
 

@@ -184,10 +184,16 @@ def unresumable(spec: RunSpec, state: Mapping[str, Any]) -> Iterable[Problem]:
     """Why training cannot go on from a checkpoint that says ``state`` of itself."""
     if spec.choices.get("pipeline") != "train" or "algorithm" not in state:
         return
+    for group in ("model", "data"):
+        before, now = state.get(f"{group}_option"), spec.choices.get(group)
+        if before is not None and before != now:
+            yield Problem(key=group, value=now, rule=f"must be {before}, as before", nearest=f"{group}={before}")
     if state.get("seed") != spec.seed:
         rule = f"must be {state.get('seed')}, as before: the order of the samples that are still to come depends on it"
         yield Problem(key="seed", value=spec.seed, rule=rule, nearest=str(state.get("seed")))
     at, num_samples = state["algorithm"], state.get("num_samples")
+    if state.get("data_option") != spec.choices.get("data"):
+        return
     if num_samples is not None and Walk.resume(course_for(spec, num_samples), at).remaining(at["step"]) == 0:
         rule = f"is at its end (step {state['step']}): raise train.epochs or train.max_steps to go on"
         yield Problem(key="resume", value=spec.resume, rule=rule)

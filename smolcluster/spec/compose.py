@@ -158,12 +158,22 @@ def _is_known(config: DictConfig, override: Override, problems: list[Problem]) -
     return True
 
 
+def _paths(config: DictConfig) -> Iterator[str]:
+    """Every key that is two deep: ``train.epochs``, ``optim.lr`` ..."""
+    for group in config:
+        inner = config._get_node(group)
+        if group != "hydra" and isinstance(inner, DictConfig) and not inner._is_none():
+            yield from (f"{group!s}.{key!s}" for key in inner)
+
+
 def _unknown(config: DictConfig, override: Override, parts: list[str], depth: int, inside: list[str]) -> Problem:
     """Part ``depth`` of a key is not among the keys ``inside`` of the part before it."""
     shown = [key for key in inside if not key.startswith("_")]
     rule = f"unknown key (known: {', '.join(shown)})" if shown else "unknown key (this value has no keys)"
     found = closest(parts[depth], shown)
     nearest = ".".join([*parts[:depth], found]) if found else ""
+    if not nearest and len(parts) == 1:
+        nearest = " or ".join(path for path in _paths(config) if path.rpartition(".")[2] == parts[0])
     if depth == 2 and _takes_any_key(config, *parts[:2]):
         rule, nearest = "is not there yet: a new key is added with +", f"+{override.input_line}"
     value = override.get_value_element_as_str() if not override.is_delete() else None

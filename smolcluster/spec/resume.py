@@ -14,6 +14,7 @@ from typing import Any
 from smolcluster.errors import ConfigError, Problem
 
 STATE = "state.json"
+POINTERS = ("latest", "best")
 
 
 def checkpoint_of(resume: str | Path) -> Path:
@@ -22,18 +23,22 @@ def checkpoint_of(resume: str | Path) -> Path:
     A pointer whose step is gone (its run was killed just then) means the newest step that is whole.
     """
     path = Path(resume).expanduser().absolute()
-    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = target_of(root / "latest") if root is not path else target_of(path)
-    if not (found / STATE).is_file():
-        found = newest(found.parent) or found
+    if (path / "checkpoints").is_dir():
+        path = path / "checkpoints" / "latest"
+    found = target_of(path)
+    if path.name in POINTERS and not (found / STATE).is_file():
+        found = newest(path.parent) or found
     if not (found / STATE).is_file():
         rule = "must be the directory of a run that has saved a checkpoint, or one of its checkpoints/step-<n>"
-        raise ConfigError([Problem(key="resume", value=str(resume), rule=rule)])
+        there = newest(path.parent)
+        raise ConfigError([Problem(key="resume", value=str(resume), rule=rule, nearest=str(there or ""))])
     return found.resolve()
 
 
 def target_of(pointer: Path) -> Path:
-    """What ``latest`` or ``best`` points at, as a link or (on a file system without links) as a text."""
+    """What ``latest`` or ``best`` points at, as a link or (on a file system without links) as a text; else itself."""
+    if pointer.name not in POINTERS:
+        return pointer
     if pointer.is_symlink():
         return pointer.parent / pointer.readlink()
     return pointer.parent / pointer.read_text().strip() if pointer.is_file() else pointer

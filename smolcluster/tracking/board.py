@@ -20,8 +20,8 @@ OVER = frozenset({"finished", "failed", "lost"})
 """States in which a node does nothing more."""
 PACE_EVERY_S, PACE_WINDOW = 1.0, 30
 """The time left is reckoned from the steps of the last half minute, looked at once a second."""
-RATE_WINDOW = 5
-"""A node's wire speed is a mean over so many of its reports: 2.5 seconds."""
+RATE_WINDOW = 21
+"""A node's wire speed is a mean over so many of its reports: ten seconds, since a step may take some."""
 
 
 @dataclass

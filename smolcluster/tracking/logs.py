@@ -11,7 +11,7 @@ import logging
 import re
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -156,13 +156,15 @@ def _severity(level: str) -> int:
     return logging.getLevelNamesMapping().get(level, logging.CRITICAL)
 
 
-def node_handler(report: Reporter, *, repeat_s: float = 10.0) -> logging.Handler:
-    """A handler for the root logger of a node process: each record becomes a ``log`` event.
+def node_handler(
+    report: Reporter, *, repeat_s: float = 10.0, step: Callable[[], int | None] = lambda: None
+) -> logging.Handler:
+    """A handler for the root logger of a node process: each record becomes a ``log`` event, with the present ``step``.
 
     A message that was already sent less than ``repeat_s`` seconds ago is counted instead; the count comes as
     ``repeated`` with the next one like it, or when the handler is flushed or closed. Times are the records' own.
     """
-    return _NodeHandler(report, repeat_s)
+    return _NodeHandler(report, repeat_s, step)
 
 
 @dataclass
@@ -175,9 +177,9 @@ class _Sent:
 
 
 class _NodeHandler(logging.Handler):
-    def __init__(self, report: Reporter, repeat_s: float) -> None:
+    def __init__(self, report: Reporter, repeat_s: float, step: Callable[[], int | None]) -> None:
         super().__init__()
-        self._report, self._repeat_s = report, repeat_s
+        self._report, self._repeat_s, self._step = report, repeat_s, step
         self._sent: OrderedDict[tuple[str, int, str], _Sent] = OrderedDict()
         self._busy = False
 
@@ -206,7 +208,7 @@ class _NodeHandler(logging.Handler):
         super().close()
 
     def _take(self, record: logging.LogRecord) -> None:
-        fields = _fields(record)
+        fields = _fields(record, self._step())
         key = (record.name, record.levelno, fields["message"])
         last = self._sent.pop(key, None)
         if last is not None and record.created - last.at < self._repeat_s:
@@ -224,13 +226,13 @@ class _NodeHandler(logging.Handler):
             self._report("log", **sent.fields, repeated=sent.again)
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What a ``log`` event says of a record; ``step`` comes from ``logger.info(..., extra={"step": 7})``."""
+def _fields(record: logging.LogRecord, step: int | None) -> dict[str, Any]:
+    """What a ``log`` event says of a record made in ``step`` (or in that of ``logger.info(.., extra={"step": 7})``)."""
     fields = {
         "level": record.levelname,
         "message": record.getMessage()[:MAX_MESSAGE],
         "logger": record.name,
-        "step": getattr(record, "step", None),
+        "step": getattr(record, "step", step),
     }
     if record.exc_info and record.exc_info[0] is not None:
         fields["exception"] = "".join(traceback.format_exception(*record.exc_info))[-MAX_MESSAGE:]

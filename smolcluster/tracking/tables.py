@@ -79,7 +79,7 @@ def _pace(summary: Mapping[str, Any]) -> str:
     for key, unit in (("samples_per_s", "samples/s"), ("tokens_per_s", "tokens/s")):
         speed = finite(summary.get(key))
         words += f", {wording.number(speed)} {unit}" if speed is not None else ""
-    return words
+    return words.replace(", ", ", at ", 1)
 
 
 def _wire(wire: Mapping[str, Any]) -> str:

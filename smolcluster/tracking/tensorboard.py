@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from smolcluster.spec.run import RunSpec
 
-INSTALL = "pip install 'smolcluster[tensorboard]'"
+INSTALL = "pip install tensorboard"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,7 @@ class FabricLearner:
         self.computed_samples = self.last_step = self.last_epoch = 0
         self.last_loss = math.nan
         self.num_samples = len(dataset.train)
+        self.max_items = dataset.info.seq_length or 1
         torch.manual_seed(derive(spec.seed, "initial weights"))
         self.module: nn.Module = spec.model.build(dataset.info)
         self._forward: Any = fabric.setup(self.module)

@@ -126,6 +126,7 @@ class Vector:
 
     fingerprint = "same"
     num_params = 2
+    max_items = 1
     num_samples = 12
 
     def __init__(self, *, statistics: bool = False) -> None:

@@ -18,7 +18,7 @@ COURSE = Course(num_samples=12, global_batch=2, epochs=1)
 
 
 def server(state: AlgorithmState | None = None, **config: object) -> Server:
-    return Server(EDP(**config), COURSE, None, Mean(), 1, state)  # type: ignore[arg-type]
+    return Server(EDP(**config), COURSE, Mean(), state)  # type: ignore[arg-type]
 
 
 def join(member: Member) -> Received:

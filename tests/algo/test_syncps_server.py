@@ -18,7 +18,7 @@ COURSE = Course(num_samples=12, global_batch=6, epochs=100)
 
 
 def server(state: AlgorithmState | None = None, **config: object) -> Server:
-    return Server(SyncPS(**config), COURSE, Mean(), 1, state)  # type: ignore[arg-type]
+    return Server(SyncPS(**config), COURSE, Mean(), state)  # type: ignore[arg-type]
 
 
 def join(member: Member) -> Received:

@@ -468,10 +468,10 @@ class Live:
     def start(self) -> None:
         self.theta, self.local = Toy(self.numel), Toy(self.numel)
         if self.algo == "syncps":
-            self.role: Any = syncps.Server(syncps.SyncPS(sync_max_wait_s=60.0), COURSE, Mean(), 1, None)
+            self.role: Any = syncps.Server(syncps.SyncPS(sync_max_wait_s=60.0), COURSE, Mean(), None)
             honest: Any = syncps.Worker(patience_s=60.0)
         else:
-            self.role = edp.Server(edp.EDP(max_wait_s=60.0), COURSE, None, Mean(), 1, None)
+            self.role = edp.Server(edp.EDP(max_wait_s=60.0), COURSE, Mean(), None)
             honest = edp.Worker(edp.EDP(), 0, patience_s=60.0)
         clock = LoopClock()
         self.tasks = [

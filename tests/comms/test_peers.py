@@ -38,6 +38,8 @@ class Nowhere:
         self.sent: list[tuple[str, Frame]] = []
         self.up = True
         self.silence = 0.0
+        self.left: set[str] = set()
+        self.looks = 0
 
     def start(self, sink: Any) -> None: ...
     def connect(self, peer: Member, address: tuple[str, int] | None, curve_key: str = "") -> None: ...
@@ -49,6 +51,10 @@ class Nowhere:
 
     def is_up(self, name: str) -> bool:
         return self.up
+
+    def has_left(self, name: str) -> bool:
+        self.looks += 1
+        return name in self.left
 
     def silent_for(self, name: str) -> tuple[float, str]:
         return self.silence, "cable cut"
@@ -319,6 +325,13 @@ def test_a_silent_worker_is_reported_once_until_it_speaks_again() -> None:
         await until(lambda: not linked.reported_silent, "it is well again")
         setting.transport.silence = 0.7
         await until(lambda: len(reports()) == 2, "it is reported again")
+        setting.transport.silence = 0.0
+        await until(lambda: not linked.reported_silent, "it is well again")
+        setting.transport.left.add("worker0")
+        setting.transport.silence = 9.0
+        seen = setting.transport.looks
+        await until(lambda: setting.transport.looks >= seen + 2, "it is looked at again")
+        assert len(reports()) == 2, "who has said goodbye may be silent"
         await setting.node.close(0.0)
 
     go(test)

@@ -492,6 +492,7 @@ def test_close_delivers_what_is_queued_and_says_goodbye(kind: str) -> None:
         assert numbers(await reading) == list(range(50))
         if cluster.config.separate_processes:
             await until(lambda: server.transport.silent_for("worker0")[1] == "the peer said goodbye", "the goodbye")
+            assert server.transport.has_left("worker0")
         await server.close(0.0)
 
     go(test())

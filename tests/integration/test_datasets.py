@@ -85,6 +85,28 @@ def test_trains_on_a_data_set_of_ones_own(tmp_path: Path) -> None:
     assert ran.of("evaluation")[-1]["accuracy"] == 1.0
 
 
+def make_texts() -> tuple[list[str], list[str]]:
+    return ["the cat sat on the mat, the dog lay by the door. " * 20] * 4, ["the dog sat on the mat. " * 10]
+
+
+def make_token_ids() -> tuple[list[list[int]], list[list[int]]]:
+    return [[number % 7 for number in range(400)]] * 4, [[number % 7 for number in range(90)]]
+
+
+@pytest.mark.parametrize("algo", ["syncps", "edp"])
+@pytest.mark.parametrize("what", ["make_texts", "make_token_ids"])
+def test_trains_on_texts_and_token_ids_of_ones_own(tmp_path: Path, what: str, algo: str) -> None:
+    ran = run(
+        tmp_path, f"algo={algo}", "model=tiny_lstm", "data=custom", f"data.target={__name__}:{what}",
+        "data.tokenizer=bytes", "model.max_seq_len=16", "train.batch_size=4", "train.max_steps=8", "train.epochs=9",
+    )  # fmt: skip
+    assert ran.code == 0
+    metrics = ran.of("metrics")
+    assert metrics[-1]["step"] == 8
+    assert metrics[-1]["tokens_per_s"] == pytest.approx(16 * metrics[-1]["samples_per_s"])
+    assert not ran.journal("refused") + ran.journal("rejected")
+
+
 REAL = [name for name in ("mnist", "wikitext2") if (SHARED / name).is_dir()]
 
 

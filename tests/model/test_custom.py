@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from smolcluster.data.dataset import Dataset
 from smolcluster.errors import ConfigError
@@ -21,6 +22,15 @@ def informed(info):
 
 def wrong():
     return 3
+
+class Choosing(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(12, 2)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.inner(x) if x.sum().item() > 0 else self.inner(-x)
 """
 
 
@@ -75,3 +85,16 @@ def test_export(features: Dataset, tmp_path: Path, check_program: Callable[..., 
     module = model.build(features.info)
     model.export(module, tmp_path, features)
     check_program(module, tmp_path, features)
+
+
+def test_what_cannot_be_traced_is_exported_as_weights(
+    features: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Custom(target="their_model:Choosing")
+    module = model.build(features.info)
+    folder = tmp_path / "export"
+    folder.mkdir()
+    model.export(module, folder, features)
+    assert [file.name for file in folder.iterdir()] == ["model.safetensors"]
+    assert torch.equal(load_file(folder / "model.safetensors")["inner.weight"], module.inner.weight)
+    assert "export/ has the weights, and no model.pt2: torch.export cannot trace Choosing" in caplog.text

@@ -119,6 +119,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("seed=7", "train.max_steps=20"), "seed=7: must be 42, as before"),
         (("train.max_steps=10",), r"is at its end \(step 10\): raise train.epochs or train.max_steps"),
         (("train.epochs=0",), "train.epochs=0: must be >= 1"),
+        (("model=gpt", "train.epochs=2"), "model=gpt: must be simplenn, as before"),
     ],
     ids=str,
 )
@@ -127,6 +128,13 @@ def test_what_cannot_be_gone_on_from_is_refused_before_a_node_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=told):
         preflight(*validate_jobs([f"resume={ended}", *words], None))
+
+
+def test_a_checkpoint_that_is_not_there_is_not_replaced_by_another(ended: Path) -> None:
+    for name in ("step-7", "nope", "latest/step-10"):
+        with pytest.raises(ConfigError, match="must be the directory of a run that has saved a checkpoint"):
+            checkpoint_of(ended / "checkpoints" / name)
+    assert checkpoint_of(ended / "checkpoints" / "best").name == "step-10"
 
 
 def test_other_data_are_refused_by_the_node_that_reads_them(ended: Path, tmp_path: Path) -> None:

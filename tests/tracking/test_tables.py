@@ -23,7 +23,7 @@ def test_a_summary_on_one_screen(run: RunInfo, story: list[dict[str, Any]]) -> N
     assert lines == [
         "status done: all steps done",
         "run SyncPS · simplenn · digits",
-        "steps 10 in 12.5 s, 64 samples/s",
+        "steps 10 in 12.5 s, at 64 samples/s",
         "final loss 0.25, accuracy 62.50 % at step 10",
         "best loss 0.25, accuracy 62.50 % at step 10",
         "wire 30.0 kB sent, 27.0 kB received (2.0x less than 60.0 kB)",

@@ -75,7 +75,7 @@ def test_numbers_that_do_not_fit_are_kept_as_infinite(run: RunInfo, metrics: Any
 def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     (problem,) = TensorBoard().problems(cast(Any, None))
-    expected = "tracking=tensorboard: needs a package: pip install 'smolcluster[tensorboard]'; nearest valid: files"
+    expected = "tracking=tensorboard: needs a package: pip install tensorboard; nearest valid: files"
     assert str(problem) == expected
 
 

@@ -150,6 +150,9 @@ class MemoryTransport:
     def silent_for(self, name: str) -> tuple[float, str]:
         return 0.0, ""
 
+    def has_left(self, name: str) -> bool:
+        return False  # all end together
+
     def traffic(self) -> tuple[int, int]:
         return self.sent_bytes, sum(pipe.received_bytes for pipe, _ in self._read_from)
 

@@ -142,6 +142,10 @@ class TcpTransport:
         link = self.links[name]
         return (0.0 if link.stalled else time.monotonic() - link.last_heard), link.last_error
 
+    def has_left(self, name: str) -> bool:
+        """The peer has said goodbye."""
+        return self.links[name].has_left
+
     def traffic(self) -> tuple[int, int]:
         """Bytes (sent, received) at the sockets so far, headers and the overhead of TLS records included."""
         with self._lock:

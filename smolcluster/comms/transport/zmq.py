@@ -148,6 +148,10 @@ class ZmqTransport:
         pair = self.pairs[name]
         return time.monotonic() - pair.last_heard, pair.last_error
 
+    def has_left(self, name: str) -> bool:
+        """The peer has said goodbye."""
+        return self.pairs[name].left
+
     def traffic(self) -> tuple[int, int]:
         """Bytes (sent, received), with what ZeroMQ's framing and CURVE add (:func:`size_on_wire`)."""
         with self._lock:
