@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -132,7 +133,7 @@ class Link:
                     work(sock, expected)
                 except (OSError, EOFError) as error:
                     if not self._left:  # the goodbye says more than what follows from it
-                        self.last_error = f"{type(error).__name__}: {error}"
+                        self.last_error = in_words(error)
                 except PeerProtocolError as error:
                     self.last_error = str(error)
                     self.sink.refused(self.peer.name, error.reason, str(error))
@@ -165,7 +166,7 @@ class Link:
             try:
                 return self.dial(direction, self.incoming.expected)
             except (OSError, EOFError, PeerProtocolError) as error:
-                self.last_error = f"{type(error).__name__}: {error}"
+                self.last_error = in_words(error)
             with self._changed:
                 self._changed.wait(pause * random.uniform(0.5, 1.5))
             pause = min(pause * 1.6, 1.0)
@@ -378,6 +379,13 @@ def write_all(sock: socket.socket, data: bytes | memoryview) -> int:
     while position < len(view):
         position += sock.send(view[position : position + CHUNK_BYTES])
     return position
+
+
+def in_words(error: OSError | EOFError | PeerProtocolError) -> str:
+    """Why a connection has ended, for people."""
+    if isinstance(error, (EOFError, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)):
+        return "it ended without a goodbye"
+    return f"{type(error).__name__}: {error}"
 
 
 def shut(sock: socket.socket) -> None:
