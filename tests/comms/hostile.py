@@ -398,7 +398,7 @@ class Toy:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.num_params = self.numel
+        self.num_params, self.max_items = self.numel, 1
         self.weights = torch.zeros(self.numel)
 
     async def gradient(self, spans: Sequence[Span], *, step: int, rank: int) -> Gradient:
