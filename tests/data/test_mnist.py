@@ -11,8 +11,7 @@ from smolcluster.data import hub
 from smolcluster.data.dataset import Context
 from smolcluster.data.mnist import MNIST
 from smolcluster.errors import DataError
-
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "mnist"
+from tests.real_data import REAL, with_real
 
 
 def picture(value: int, size: tuple[int, int] = (28, 28)) -> bytes:
@@ -108,9 +107,9 @@ def test_without_a_network(context: Context) -> None:
         MNIST().load(context)
 
 
-@pytest.mark.parametrize("folder", [REAL] if REAL.is_dir() else [])
-def test_the_real_images(folder: Path, context: Context) -> None:
-    found = MNIST(path=str(folder)).load(context)
+@with_real("mnist")
+def test_the_real_images(context: Context) -> None:
+    found = MNIST(path=str(REAL / "mnist")).load(context)
     assert (len(found.train), len(found.validation)) == (8000, 2000)
     inputs, targets = found.train.batch(np.arange(8000))
     assert 0.12 < inputs.mean() < 0.14

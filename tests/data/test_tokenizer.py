@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from smolcluster.data import tokenizer as tokenizers
 from smolcluster.data.tokenizer import ByteTokenizer
 from smolcluster.errors import DataError
+from tests.real_data import REAL, with_real
 
 TEXT = ["the cat sat on the mat\n" * 20, "Ünïcödé, 漢字 and\ttabs", "<|endoftext|> is spelled out here"]
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "gpt2-tokenizer"
-FOLDERS = [REAL] if REAL.is_dir() else []
+FOLDERS = [folder for folder in [REAL / "gpt2-tokenizer"] if folder.is_dir()]
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=50))
@@ -76,9 +76,9 @@ def test_what_is_saved_is_what_transformers_loads(spec: str, tmp_path: Path) -> 
     assert len(theirs) == ours.vocab_size
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_real_tokenizer_of_gpt2(folder: Path, tmp_path: Path) -> None:
-    tokenizer = tokenizers.make(str(folder), [], tmp_path)
+@with_real("gpt2-tokenizer")
+def test_the_real_tokenizer_of_gpt2(tmp_path: Path) -> None:
+    tokenizer = tokenizers.make(str(REAL / "gpt2-tokenizer"), [], tmp_path)
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (50257, 50256)
     (ids,) = tokenizer.encode_documents(["Hello, my dog is cute"])
     assert ids.tolist() == [15496, 11, 616, 3290, 318, 13779]

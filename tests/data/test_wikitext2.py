@@ -9,9 +9,9 @@ from smolcluster.data.dataset import IGNORE, Context
 from smolcluster.data.tokenizer import ByteTokenizer
 from smolcluster.data.wikitext2 import WikiText2, articles
 from smolcluster.errors import DataError
+from tests.real_data import REAL, with_real
 
 ROWS = ["", " = A = \n", "", " One . \n", " = = Part = = \n", " Two . \n", " = B = \n", " Three . \n"]
-REAL = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def test_without_a_network(context: Context) -> None:
         WikiText2().load(context)
 
 
-@pytest.mark.parametrize("folder", [REAL] if REAL.is_dir() else [])
-def test_the_real_articles_with_the_real_tokenizer(folder: Path, context: Context) -> None:
-    data = WikiText2(path=str(folder / "wikitext2"), tokenizer=str(folder / "gpt2-tokenizer"), num_samples=100)
+@with_real("wikitext2", "gpt2-tokenizer")
+def test_the_real_articles_with_the_real_tokenizer(context: Context) -> None:
+    data = WikiText2(path=str(REAL / "wikitext2"), tokenizer=str(REAL / "gpt2-tokenizer"), num_samples=100)
     found = data.load(context)
     assert len(found.train) == 100
     assert found.info.vocab_size == 50257

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from tests.in_memory import run
+from tests.real_data import REAL, with_real
 
 pytestmark = [pytest.mark.usefixtures("torch_settings", "no_thread_left")]
 SMALL_GPT = ("model=gpt", "model.model_dim=32", "model.num_layers=1", "model.num_heads=2", "model.ff_dim=64",
              "model.max_seq_len=16", "data.tokenizer=bytes", "train.batch_size=4")  # fmt: skip
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def png(value: int) -> dict[str, bytes | None]:
@@ -107,14 +107,12 @@ def test_trains_on_texts_and_token_ids_of_ones_own(tmp_path: Path, what: str, al
     assert not ran.journal("refused") + ran.journal("rejected")
 
 
-REAL = [name for name in ("mnist", "wikitext2") if (SHARED / name).is_dir()]
-
-
-@pytest.mark.parametrize("data", REAL)
+@with_real("mnist", "wikitext2")
+@pytest.mark.parametrize("data", ["mnist", "wikitext2"])
 def test_trains_from_real_files(tmp_path: Path, data: str) -> None:
     words = (*(SMALL_GPT if data == "wikitext2" else ()), "optim.lr=0.003", "schedule.warmup_steps=5")
     ran = run(
-        tmp_path, f"data={data}", f"data.path={SHARED / data}", *words, "train.max_steps=60", "train.eval_samples=500"
+        tmp_path, f"data={data}", f"data.path={REAL / data}", *words, "train.max_steps=60", "train.eval_samples=500"
     )
     assert ran.code == 0
     first, last = ran.of("metrics")[0]["loss"], ran.of("metrics")[-1]["loss"]
