@@ -15,10 +15,17 @@ from smolcluster.tracking.rundir import RunReader
 from tests.in_memory import largest_difference
 from tests.integration.command import command
 
-LIMIT = 1e-5
-"""Largest relative difference of a tensor after :data:`STEPS` steps in float32."""
+LIMITS = {"32": 1e-5, "64": 1e-12}
+"""Largest relative difference of a tensor after :data:`STEPS` steps, by ``train.precision``.
+
+A ReLU has a kink: where a unit's input is zero up to rounding for some sample, the two runs may stand on either side
+of it, and that unit's gradient differs by a whole sample. In float32 that befalls about one run of SimpleNN in a
+hundred (``seed=42`` with plain SGD and 31 samples: unit 37 in step 50, 7.3e-5 in its row and 2e-8 elsewhere), hence
+``seed=1``, which has none. In float64 it does not happen in practice; there the limit is the algorithm's own.
+"""
 STEPS = 50
 WORDS = (
+    "seed=1",
     f"train.max_steps={STEPS}", "train.epochs=1000", "train.eval_steps=null", "train.eval_samples=32",
     "train.export=false", "schedule.warmup_steps=10", "train.grad_clip_norm=0.1", "comms=tcp",
     "comms.chaos_delay_s=0.003",
@@ -48,10 +55,10 @@ class Compared:
     sent_bytes: int
 
 
-def compare(model: str, optim: str, clip: str, shape: str, folder: Path) -> Compared:
+def compare(model: str, optim: str, clip: str, shape: str, precision: str, folder: Path) -> Compared:
     """Run ``single`` and ``syncps`` on the same global batches, and hold the final weights against each other."""
-    words = (*WORDS, *MODELS[model], f"optim={optim}", f"train.clip={clip}", *SHAPES[shape])
-    command(folder, *words, "algo=single,syncps")
+    words = (*WORDS, *MODELS[model], f"optim={optim}", f"train.clip={clip}", f"train.precision={precision}")
+    command(folder, *words, *SHAPES[shape], "algo=single,syncps")
     alone, together = (load_file(folder / job / "checkpoints" / "latest" / "model.safetensors") for job in "01")
     summary = RunReader(folder / "1").summary()
     assert summary is not None
@@ -60,18 +67,22 @@ def compare(model: str, optim: str, clip: str, shape: str, folder: Path) -> Comp
 
 
 def main() -> None:
-    """The grid, as a Markdown table; exit code 1 where a row is above :data:`LIMIT`."""
-    write, worst = sys.stdout.write, 0.0
-    write("| model | optimizer | clip | shape | max abs(a-b) / max abs(a) | sent by the server |\n")
-    write("|---|---|---|---|---|---|\n")
-    for model, optim, clip, shape in itertools.product(MODELS, ("sgd", "adamw"), ("global", "off"), SHAPES):
+    """The grid, as a Markdown table; exit code 1 where a row is above its limit of :data:`LIMITS`."""
+    write, worst = sys.stdout.write, dict.fromkeys(LIMITS, 0.0)
+    write("| precision | model | optimizer | clip | shape | max abs(a-b) / max abs(a) | sent by the server |\n")
+    write("|---|---|---|---|---|---|---|\n")
+    for precision, model, optim, clip, shape in itertools.product(
+        LIMITS, MODELS, ("sgd", "adamw"), ("global", "off"), SHAPES
+    ):
         with tempfile.TemporaryDirectory() as folder:
-            row = compare(model, optim, clip, shape, Path(folder))
-        worst = max(worst, row.difference)
-        write(f"| {model} | {optim} | {clip} | {shape} | {row.difference:.1e} | {row.sent_bytes:,} bytes |\n")
+            row = compare(model, optim, clip, shape, precision, Path(folder))
+        worst[precision] = max(worst[precision], row.difference)
+        name = f"{precision} | {model} | {optim} | {clip} | {shape}"
+        write(f"| {name} | {row.difference:.1e} | {row.sent_bytes:,} bytes |\n")
         sys.stdout.flush()
-    write(f"largest: {worst:.1e}, limit {LIMIT:g}\n")
-    sys.exit(worst > LIMIT)
+    for precision, limit in LIMITS.items():
+        write(f"largest in float{precision}: {worst[precision]:.1e}, limit {limit:g}\n")
+    sys.exit(any(worst[precision] > limit for precision, limit in LIMITS.items()))
 
 
 if __name__ == "__main__":

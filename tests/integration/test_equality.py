@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.equality import LIMIT, compare
+from tests.integration.equality import LIMITS, compare
 
 
 @pytest.mark.parametrize(
-    ("model", "optim", "clip", "shape"),
-    [("simplenn", "sgd", "off", "31 samples, 3 workers"), ("gpt", "adamw", "global", "2 workers")],
+    ("model", "optim", "clip", "shape", "precision"),
+    [("simplenn", "sgd", "off", "31 samples, 3 workers", "64"), ("gpt", "adamw", "global", "2 workers", "32")],
 )
-def test_equals_one_process_over_the_network(model: str, optim: str, clip: str, shape: str, tmp_path: Path) -> None:
-    row = compare(model, optim, clip, shape, tmp_path)
-    assert row.difference <= LIMIT
+def test_equals_one_process_over_the_network(
+    model: str, optim: str, clip: str, shape: str, precision: str, tmp_path: Path
+) -> None:
+    row = compare(model, optim, clip, shape, precision, tmp_path)
+    assert row.difference <= LIMITS[precision]
     assert row.sent_bytes > 50 * 4 * 1000, "the weights really went over the network"
