@@ -171,7 +171,7 @@ def test_the_example_of_an_algorithm_runs(tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     (tested,) = [name for name in files if name.startswith("tests/")]
-    run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", tested)
+    run(tmp_path, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", tested)
     refused, trained = (
         run(tmp_path, "-m", "smolcluster", *command.words, code=2 if command.shown else 0)
         for command in sorted(COMMANDS, key=lambda command: not command.shown)

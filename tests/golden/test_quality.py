@@ -8,7 +8,10 @@ import pytest
 
 from tests.in_memory import Ran, run
 
-pytestmark = [pytest.mark.usefixtures("torch_settings", "no_thread_left")]
+pytestmark = [
+    pytest.mark.usefixtures("torch_settings", "no_thread_left"),
+    pytest.mark.xdist_group("quality"),  # one process makes the reference, once
+]
 SEEDS = (1, 2, 3)
 
 
