@@ -205,9 +205,9 @@ def estimate_wait(rows: Sequence[dict[str, Any]], computing: Sequence[Timing]) -
 
 
 def title(spec: RunSpec, bench: Bench) -> str:
-    workers = spec.cluster.size
-    batch = f"{spec.batch_size} samples per worker, {spec.batch_size * workers} per step"
-    return f"{workers} workers, {batch}; medians of {bench.repeats} interleaved repeats of {bench.steps} steps"
+    workers, what = spec.cluster.size, f"{spec.choices.get('model')} on {spec.choices.get('data')}"
+    batch = f"{workers} x {spec.batch_size} samples a step"
+    return f"{what}, {batch}; medians of {bench.repeats} interleaved repeats of {bench.steps} steps"
 
 
 def table(rows: Sequence[Mapping[str, Any]], heading: str) -> Any:
@@ -216,17 +216,20 @@ def table(rows: Sequence[Mapping[str, Any]], heading: str) -> Any:
 
     from smolcluster.tracking.wording import byte_count
 
-    shown = Table(title=heading, title_justify="left")
-    for name in ("case", "algo", "comms", "workers", "threads", "step", "samples/s", "wire/step", "waiting", "time"):
-        shown.add_column(name, justify="left" if name in ("case", "algo", "comms") else "right")
+    caption = (
+        "time: the median of the ratios within each repeat, against the line that has 1.00x; ~: estimated\n"
+        "lines with MB: so much pushed and pulled once, through Peers and through a bare pair of sockets"
+    )
+    shown = Table(title=heading, title_justify="left", caption=caption, caption_justify="left")
+    for name in ("case", "comms", "workers", "threads", "step", "samples/s", "wire/step", "waiting", "time"):
+        shown.add_column(name, justify="left" if name in ("case", "comms") else "right")
     for line in rows:
         lock = {"on": " TLS", "off": " plain"}.get(line.get("encryption") or "", "")
         wait, rate = line.get("wait_share"), line.get("samples_per_s")
         against = YARDSTICK if "ratio_to_ddp" in line else "bare"
         ratio = line.get("ratio_to_ddp", line.get("ratio_to_bare"))
         shown.add_row(
-            str(line["case"]),
-            str(line["algo"]),
+            line["algo"] if "ratio_to_ddp" in line else f"{line['algo']}, {line['case']}",
             f"{line['comms']}{lock}",
             str(line["workers"]),
             str(line.get("threads_per_process") or ""),

@@ -37,7 +37,7 @@ def transfers(megabytes: int, repeats: int, say: Callable[[str], None]) -> list[
         ratios = [a / b for a, b in zip(times[kind, lock], times["bare", lock], strict=True)]
         rows.append(
             {
-                "case": f"push + pull {megabytes} MB",
+                "case": f"{megabytes} MB",
                 "algo": "Peers" if kind == "peers" else "bare sockets",
                 "comms": "tcp",
                 "encryption": lock,
