@@ -59,18 +59,19 @@ def _main(words: list[str]) -> int:
     from smolcluster.pipeline.job import preflight
     from smolcluster.spec.compose import validate_jobs
 
-    for spec in validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd"))):
+    specs = validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd")))
+    for spec in specs:
         preflight(spec)
     results: list[Result] = []
     code = 0
     try:
-        _start([*flags, *overrides], results)
+        _start([*flags, *overrides], results, len(specs))
     except KeyboardInterrupt:
         code = 130
     return _conclude(results) or code
 
 
-def _start(words: list[str], results: list[Result]) -> None:
+def _start(words: list[str], results: list[Result], num_jobs: int) -> None:
     """Let Hydra start the jobs. What it cannot do is about its own keys, or about the place where it writes."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -78,7 +79,7 @@ def _start(words: list[str], results: list[Result]) -> None:
     from smolcluster.pipeline.job import unwritable
 
     try:
-        _hydra(words, lambda config: _guarded(config, results))
+        _hydra(words, lambda config: _guarded(config, results, num_jobs))
     except _Refused as refused:
         raise refused.error from None
     except (HydraException, OmegaConfBaseException) as error:
@@ -96,9 +97,9 @@ class _Refused(BaseException):
         super().__init__(str(error))
 
 
-def _guarded(config: DictConfig, results: list[Result]) -> float | None:
+def _guarded(config: DictConfig, results: list[Result], num_jobs: int) -> float | None:
     try:
-        return _job(config, results)
+        return _job(config, results, num_jobs)
     except SmolclusterError as error:
         raise _Refused(error) from None
     except OSError as error:
@@ -122,7 +123,7 @@ def _show(words: Sequence[str]) -> int:
     return 0
 
 
-def _job(config: DictConfig, results: list[Result]) -> float | None:
+def _job(config: DictConfig, results: list[Result], num_jobs: int) -> float | None:
     """One job, as Hydra starts it: from its configuration to its metric."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -136,6 +137,8 @@ def _job(config: DictConfig, results: list[Result]) -> float | None:
         rule = "holds a run already: two runs must not share a directory"
         raise ConfigError([Problem(key="hydra.sweep.dir", value=folder, rule=rule)])
     place = Place(folder=folder, overrides=list(hydra.overrides.task), number=int(hydra.job.num))
+    if num_jobs > 1:
+        tell(f"\nrun {place.number}, {place.number + 1} of {num_jobs}: {' '.join(place.overrides)}", sys.stdout)
     result: Result = spec.pipeline.run(spec, place)
     results.append(result)
     if result.outcome.status == "interrupted":

@@ -24,7 +24,6 @@ from smolcluster.cluster.supervision import (
     Rules,
     StartNode,
     Supervisor,
-    ending,
 )
 from smolcluster.comms.security import Authority
 from smolcluster.errors import SmolclusterError
@@ -292,7 +291,7 @@ class Controller:
             state = self.supervisor.nodes[name]
             lost = not (state.phase.value == "finished" and code == 0)
             if lost and self.outcome is None:
-                self._take(name, {"event": "state", "state": "lost", "detail": state.failure or ending(code)})
+                self._take(name, {"event": "state", "state": "lost", "detail": self.supervisor.loss(name, code)})
             self.carry_out(self.supervisor.exited(name, code, now))
 
     async def _tick(self) -> None:

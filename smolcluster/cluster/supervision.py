@@ -195,6 +195,14 @@ class Supervisor:
         node.failure = f"{reporter} says: {name} {reason}"
         return [KillNode(name=name, reason=node.failure)]
 
+    def loss(self, name: str, code: int) -> str:
+        """What happened to a node that has ended with ``code``, and whether it will not come back."""
+        node, rules = self.nodes[name], self.rules
+        how = node.failure or ending(code)
+        if node.member.role == "server" or not rules.survives_workers or node.restarts < rules.max_restarts:
+            return how
+        return f"{how}; it is not started again (cluster.max_restarts={rules.max_restarts})"
+
     def exited(self, name: str, code: int, now: float) -> list[Action]:
         """The node's process has ended."""
         node = self.nodes[name]
@@ -243,7 +251,8 @@ class Supervisor:
         again = node.restarts < self.rules.max_restarts
         left = [n for n in self.nodes.values() if n.member.role == "worker" and n.phase is not Phase.GONE]
         if len(left) + again < self.rules.min_workers:
-            yield self._end("failed", f"{why}; {len(left)} workers are left, {self.rules.min_workers} are needed")
+            remain = "1 worker is" if len(left) == 1 else f"{len(left)} workers are"
+            yield self._end("failed", f"{why}; {remain} left, {self.rules.min_workers} needed")
             return
         if self.published:
             yield from self._publish(why)

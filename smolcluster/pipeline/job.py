@@ -86,7 +86,7 @@ def conduct(
         )
         for member in members
     ]
-    run = RunInfo.of(spec, path=place.folder, run_id=job.run, nodes=nodes)
+    run = RunInfo.of(spec, path=place.folder, run_id=job.run, nodes=nodes, purpose=purpose)
     try:
         tracking = Tracking.of(spec, run, console or console_for(sys.stdout), plot=purpose == "train")
     except OSError as error:

@@ -84,6 +84,7 @@ class Summary:
             "reason": reason,
             "run_id": self._run.run_id,
             "project": self._run.project,
+            "purpose": self._run.purpose,
             "started": timestamp(self._started),
             "algo": self._run.algo,
             "model": self._run.model,

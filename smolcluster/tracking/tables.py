@@ -47,6 +47,8 @@ def summary_table(summary: Mapping[str, Any]) -> RenderableType:
     grid.add_column(overflow="fold")
     for key, value in _lines(summary):
         grid.add_row(key, value if isinstance(value, Text) else Text(clean(value)))
+    if summary.get("purpose") == "evaluate":  # its one node has done nothing that the lines above do not tell
+        return grid
     return Group(grid, Text(), _nodes(summary.get("nodes") or ()))
 
 
@@ -56,6 +58,9 @@ def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text | str]]:
     words = f"{status}: {reason}" if reason and reason != status else status
     yield "status", Text(clean(words, 400), style=STATUS_STYLES.get(status, ""))
     yield "run", " · ".join(text(summary.get(key)) for key in ("algo", "model", "data"))
+    if summary.get("purpose") == "evaluate":
+        yield from _evaluated(summary)
+        return
     yield "steps", _pace(summary)
     for key in ("final", "best"):
         if summary.get(key):
@@ -72,6 +77,16 @@ def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text | str]]:
     for key in ("checkpoint", "digest"):
         if summary.get(key):
             yield key, text(summary[key])
+
+
+def _evaluated(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """What evaluating some weights has found."""
+    if summary.get("final"):
+        result = table(summary["final"])
+        yield "found", f"{quality(result)} with the weights of step {wording.number(number(result.get('step')))}"
+    yield "time", wording.duration(finite(summary.get("seconds")))
+    if summary.get("digest"):
+        yield "digest", text(summary["digest"])
 
 
 def _pace(summary: Mapping[str, Any]) -> str:

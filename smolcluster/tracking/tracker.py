@@ -50,6 +50,7 @@ class RunInfo:
 
     ``path`` is the run's directory and ``algo`` the algorithm's name as its paper writes it (``SyncPS``);
     ``batch_size`` is per worker and step, and ``nodes`` starts with the one that owns the weights.
+    ``purpose`` is ``train`` or ``evaluate``.
     """
 
     path: Path
@@ -61,9 +62,12 @@ class RunInfo:
     lr: float
     batch_size: int
     nodes: tuple[NodeInfo, ...]
+    purpose: str = "train"
 
     @classmethod
-    def of(cls, spec: RunSpec, *, path: Path, run_id: str, nodes: Sequence[NodeInfo]) -> RunInfo:
+    def of(
+        cls, spec: RunSpec, *, path: Path, run_id: str, nodes: Sequence[NodeInfo], purpose: str = "train"
+    ) -> RunInfo:
         """What ``spec`` says of the run."""
         choices = {group: spec.choices.get(group, type(getattr(spec, group)).__name__) for group in ("model", "data")}
         return cls(
@@ -76,6 +80,7 @@ class RunInfo:
             lr=spec.optim.lr,
             batch_size=spec.batch_size,
             nodes=tuple(nodes),
+            purpose=purpose,
         )
 
     def node(self, name: str) -> NodeInfo | None:

@@ -37,6 +37,7 @@ def running(survives: bool = True, restarts: int = 1, least: int = 1) -> Supervi
 
 def test_a_worker_that_dies_is_lost_and_started_again_as_a_new_member() -> None:
     supervisor = running()
+    assert supervisor.loss("worker1", -9) == "killed by signal 9 (SIGKILL)"
     lost, start = supervisor.exited("worker1", -9, 5.0)
     assert isinstance(lost, PublishView)
     assert lost.reason == "worker1: killed by signal 9 (SIGKILL)"
@@ -50,6 +51,7 @@ def test_a_worker_that_dies_is_lost_and_started_again_as_a_new_member() -> None:
     member = back.view.get("worker1")
     assert member is not None
     assert member.joined == 3
+    assert supervisor.loss("worker1", 1) == "ended with exit code 1; it is not started again (cluster.max_restarts=1)"
     (gone,) = supervisor.exited("worker1", 1, 6.0)
     assert isinstance(gone, PublishView), "no restart is left, the run goes on with the other"
 
@@ -59,7 +61,7 @@ def test_too_few_workers_end_the_run() -> None:
     (end,) = supervisor.exited("worker0", -9, 1.0)
     assert isinstance(end, EndRun)
     assert end.status == "failed"
-    assert end.reason.endswith("killed by signal 9 (SIGKILL); 1 workers are left, 2 are needed")
+    assert end.reason.endswith("killed by signal 9 (SIGKILL); 1 worker is left, 2 needed")
     assert supervisor.exited("server", 1, 2.0) == [], "what follows from the end is not a new cause"
 
 

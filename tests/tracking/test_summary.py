@@ -26,6 +26,7 @@ def test_a_run_in_one_record(run: RunInfo, story: list[dict[str, Any]]) -> None:
         "reason": "all steps done",
         "run_id": "20261121-0",
         "project": "smolcluster",
+        "purpose": "train",
         "started": "1970-01-12T13:46:40.000000Z",
         "algo": "SyncPS",
         "model": "simplenn",

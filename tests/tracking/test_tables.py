@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,19 @@ def test_a_summary_on_one_screen(run: RunInfo, story: list[dict[str, Any]]) -> N
         "mini1 server 0 mini1 mps 10 320 10.0 kB 9.0 kB 50 %",
         "mini2 worker 0 mini2 mps 10 320 10.0 kB 9.0 kB 10 %",
         "mini3 worker 1 mini3 mps 10 320 10.0 kB 9.0 kB 30 %",
+    ]
+
+
+def test_an_evaluation_tells_what_was_found_and_in_which_weights(run: RunInfo) -> None:
+    summary = Summary(replace(run, purpose="evaluate"), started=1_000_000.0)
+    summary.on_event({"event": "evaluation", "node": "mini1", "step": 1200, "loss": 0.25, "accuracy": 0.625})
+    lines = shown(summary_table(summary.result("done", "", now=1_000_012.5, digest="ab12")), width=80)
+    assert lines == [
+        "status done",
+        "run SyncPS · simplenn · digits",
+        "found loss 0.25, accuracy 62.50 % with the weights of step 1,200",
+        "time 12.5 s",
+        "digest ab12",
     ]
 
 
