@@ -59,7 +59,7 @@ def _main(words: list[str]) -> int:
     from smolcluster.pipeline.job import preflight
     from smolcluster.spec.compose import validate_jobs
 
-    specs = validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd")))
+    specs = validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd")), here=True)
     for spec in specs:
         preflight(spec)
     results: list[Result] = []

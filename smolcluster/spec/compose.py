@@ -42,8 +42,11 @@ class Composed(NamedTuple):
     problems: list[Problem]
 
 
-def validate_jobs(words: Sequence[str], config_dir: str | None) -> list[RunSpec]:
-    """The spec of every job that these overrides ask for; ConfigError with all that is wrong in any of them."""
+def validate_jobs(words: Sequence[str], config_dir: str | None, *, here: bool = False) -> list[RunSpec]:
+    """The spec of every job that these overrides ask for; ConfigError with all that is wrong in any of them.
+
+    ``here``: for running them on this machine, where what they need must be, too.
+    """
     problems: list[Problem] = []
     specs = []
     with _hydra(config_dir):
@@ -51,7 +54,7 @@ def validate_jobs(words: Sequence[str], config_dir: str | None) -> list[RunSpec]
         for job in _jobs([override for override in parsed if override is not None]):
             composed = _compose(job)
             try:
-                specs.append(validated(composed.config, composed.problems))
+                specs.append(validated(composed.config, composed.problems, here=here))
             except ConfigError as error:
                 problems.extend(problem for problem in error.problems if problem not in problems)
     if problems:

@@ -96,8 +96,8 @@ def defaults(cls: type) -> dict[str, Any]:
 def check(cls: type[T], mapping: Mapping[str, Any], path: str, problems: list[Problem]) -> T | None:
     """An instance of ``cls`` built from ``mapping``; what is wrong is added to ``problems``.
 
-    A wrong value is replaced by its default in the instance, so that later checks (of combinations) can still
-    run and all problems are reported together; None only where a wrong value has no default.
+    A wrong value is replaced by its default in the instance (a text that must be set by an empty one), so that later
+    checks (of combinations) can still run and all problems are reported together; None where there is no default.
     ``path`` is the key path of the mapping itself (empty at the root), so that messages name what to type.
     """
     known, fallback, buildable = hints(cls), defaults(cls), True
@@ -117,7 +117,9 @@ def check(cls: type[T], mapping: Mapping[str, Any], path: str, problems: list[Pr
             problems.append(Problem(key=join(path, name), value=MISSING, rule="is required and has no default"))
         if len(problems) > before:
             values.pop(name, None)
-            buildable = buildable and fallback[name] is not dataclasses.MISSING
+            if fallback[name] is dataclasses.MISSING and known[name] is str:
+                values[name] = ""  # nothing is built from it: it lets later checks run
+            buildable = buildable and (name in values or fallback[name] is not dataclasses.MISSING)
     return cls(**values) if buildable else None
 
 

@@ -14,15 +14,18 @@ from smolcluster.spec.build import assemble, groups
 from smolcluster.spec.run import Needy, RunSpec
 
 
-def validated(config: Mapping[str, Any], found_before: Iterable[Problem] = ()) -> RunSpec:
+def validated(config: Mapping[str, Any], found_before: Iterable[Problem] = (), *, here: bool = False) -> RunSpec:
     """The spec that ``config`` asks for, or ConfigError naming everything that is wrong with it.
 
-    ``found_before`` are problems that composing the configuration has already shown.
+    ``found_before`` are problems that composing the configuration has already shown. ``here``: what is missing on
+    this machine is wrong too, if it is the one to run it.
     """
     problems = list(found_before)
     spec = assemble(config, problems)
     if spec is not None:
-        problems.extend(combinations(spec))
+        later = [*combinations(spec), *(missing(spec) if here and spec.cluster.is_local else ())]
+        named = {problem.key for problem in problems}  # a default stands in for such a value: no more to say of it
+        problems.extend(problem for problem in later if problem.key not in named)
     if problems or spec is None:
         raise ConfigError(problems)
     return spec
@@ -47,11 +50,12 @@ def _whole_run(spec: RunSpec) -> Iterable[Problem]:
     accepts, kind = spec.model.accepts, spec.data.kind
     if kind not in accepts and "any" not in (kind, *accepts):
         fitting = {"tokens": "data=pydocs, wikitext2, snli or text", "features": "data=digits or mnist"}
+        models = {"tokens": "model=gpt, gpt2, tiny_lstm or small_transformer", "features": "model=simplenn"}
         yield Problem(
             key="data",
             value=spec.choices.get("data", type(spec.data).__name__),
             rule=f"gives {kind}, but model={spec.choices.get('model', '?')} takes {' or '.join(accepts)}",
-            nearest=fitting.get(accepts[0], ""),
+            nearest="; or ".join(filter(None, (fitting.get(accepts[0]), models.get(kind)))),
         )
     if spec.epochs is None and spec.train.max_steps is None:
         yield Problem(

@@ -93,6 +93,15 @@ def test_all_problems_in_one_message(capsys: pytest.CaptureFixture[str]) -> None
     assert "nearest valid: cluster.num_workers" in text
 
 
+def test_what_must_be_set_hides_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model=custom", "data=text", "data.tokenizer=/nowhere"]) == 2
+    heading, *lines = capsys.readouterr().err.splitlines()
+    assert heading == "smolcluster: 4 problems in the configuration"
+    assert [line.split("=")[0].strip() for line in lines] == [
+        "model.target", "data.path", "train.epochs", "data.tokenizer",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
