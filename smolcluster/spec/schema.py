@@ -115,7 +115,7 @@ def check(cls: type[T], mapping: Mapping[str, Any], path: str, problems: list[Pr
             values[name] = _value(known[name], given[name], join(path, name), fallback[name], problems)
         elif fallback[name] is dataclasses.MISSING:
             problems.append(Problem(key=join(path, name), value=MISSING, rule="is required and has no default"))
-        if len(problems) > before:
+        if len(problems) > before and not dataclasses.is_dataclass(values.get(name)):  # those hold defaults already
             values.pop(name, None)
             if fallback[name] is dataclasses.MISSING and known[name] is str:
                 values[name] = ""  # nothing is built from it: it lets later checks run

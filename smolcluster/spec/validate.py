@@ -23,9 +23,10 @@ def validated(config: Mapping[str, Any], found_before: Iterable[Problem] = (), *
     problems = list(found_before)
     spec = assemble(config, problems)
     if spec is not None:
-        later = [*combinations(spec), *(missing(spec) if here and spec.cluster.is_local else ())]
         named = {problem.key for problem in problems}  # a default stands in for such a value: no more to say of it
-        problems.extend(problem for problem in later if problem.key not in named)
+        problems.extend(problem for problem in combinations(spec) if problem.key not in named)
+        if here and spec.cluster.is_local:
+            problems.extend(missing(spec, known=named))
     if problems or spec is None:
         raise ConfigError(problems)
     return spec
@@ -39,9 +40,13 @@ def combinations(spec: RunSpec) -> list[Problem]:
     return found
 
 
-def missing(spec: RunSpec) -> list[Problem]:
-    """What the components of ``spec`` need and this machine does not have."""
-    components = (getattr(spec, name) for name in groups())
+def missing(spec: RunSpec, *, known: Iterable[str] = ()) -> list[Problem]:
+    """What the components of ``spec`` need and this machine does not have.
+
+    A component some of whose keys are ``known`` to be wrong is not asked.
+    """
+    wrong = {key.partition(".")[0] for key in known}
+    components = (getattr(spec, name) for name in groups() if name not in wrong)
     return [problem for component in components if isinstance(component, Needy) for problem in component.missing()]
 
 

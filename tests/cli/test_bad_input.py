@@ -94,11 +94,11 @@ def test_all_problems_in_one_message(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_what_must_be_set_hides_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["model=custom", "data=text", "data.tokenizer=/nowhere"]) == 2
+    assert main(["model=custom", "data=wikitext2", "data.tokenizer=/nowhere", "algo=edp", "train.clip=none"]) == 2
     heading, *lines = capsys.readouterr().err.splitlines()
     assert heading == "smolcluster: 4 problems in the configuration"
     assert [line.split("=")[0].strip() for line in lines] == [
-        "model.target", "data.path", "train.epochs", "data.tokenizer",
+        "model.target", "train.clip", "model.max_seq_len", "data.tokenizer",
     ]  # fmt: skip
 
 
