@@ -120,16 +120,16 @@ class ProcessSession(Pipes):
 
 
 class LocalProcesses:
-    """Starts each node of this machine as a process from scratch."""
+    """Starts each node of this machine as a process from scratch, or another module that speaks like a node."""
 
-    def __init__(self, threads: int) -> None:
-        self._environment = node_environment(threads)
+    def __init__(self, environment: Mapping[str, str], module: str = "smolcluster.node") -> None:
+        self._environment, self._module = environment, module
 
     async def start(self, name: str) -> ProcessSession:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "smolcluster.node",
+            self._module,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -298,4 +298,4 @@ async def _reader(descriptor: int) -> asyncio.StreamReader:
 
 def local_sessions(threads: int) -> Sessions:
     """How nodes are started on this machine: forked where that is safe."""
-    return LocalForks(threads) if sys.platform == "linux" else LocalProcesses(threads)
+    return LocalForks(threads) if sys.platform == "linux" else LocalProcesses(node_environment(threads))

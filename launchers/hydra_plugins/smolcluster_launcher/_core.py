@@ -1,0 +1,166 @@
+"""A batch of jobs, as Hydra's sweeper hands it over: composed here, run here or in processes of their own.
+
+A job that runs alone on this machine runs in this process, so that its live view has the terminal. Jobs side by side,
+and jobs on another machine, run in a *lead* each (``_lead.py``), which is given what it needs over its stdin and gives
+back a ``JobReturn``. Pickle crosses that pipe only, between two processes of the same person, as in Hydra's own
+launchers; nodes never see it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from smolcluster.cluster.session import LocalProcesses, Session
+from smolcluster.errors import ConfigError, Problem, RunFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+log = logging.getLogger(__name__)
+LEAD = "hydra_plugins.smolcluster_launcher._lead"
+MAX_CONCURRENT = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One job of a sweep, composed."""
+
+    number: int
+    overrides: Sequence[str]
+    config: DictConfig
+
+
+class Sweep:
+    """Runs batches of jobs with what Hydra has set up for them."""
+
+    def __init__(self, context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task, self.config = context, task, config
+        self.options = config.hydra.launcher
+
+    def run(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        """Run one batch; the returns are in the order of ``job_overrides``. A job that fails is its return's business,
+        the others run all the same."""
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        if problems := list(wrong(self.options)):
+            raise ConfigError(problems)
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        jobs = [self.compose(number, overrides) for number, overrides in enumerate(job_overrides, first)]
+        log.info("Launching %d jobs", len(jobs))
+        if self.options.max_concurrent == 1 and self.options.host is None:
+            return [self.run_here(job) for job in jobs]
+        return asyncio.run(self.run_beside(jobs))
+
+    def compose(self, number: int, overrides: Sequence[str]) -> Job:
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = str(number)
+            config.hydra.job.num = number
+        return Job(number=number, overrides=overrides, config=config)
+
+    def run_here(self, job: Job) -> JobReturn:
+        log.info("\t#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
+        returned = run_job(
+            hydra_context=self.context,
+            task_function=self.task,
+            config=job.config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        return returned
+
+    # --- in processes of their own -----------------------------------------------------------------------
+
+    async def run_beside(self, jobs: Sequence[Job]) -> list[JobReturn]:
+        """So many jobs at a time as may run; the next one starts when one has ended."""
+        places = asyncio.Semaphore(self.options.max_concurrent)
+        machine = LocalProcesses(dict(os.environ), LEAD)
+
+        async def one(job: Job) -> JobReturn:
+            async with places:
+                return await Lead(await machine.start(f"job {job.number}"), job.number).run(self.parcel(job))
+
+        tasks = [asyncio.create_task(one(job), name=f"job {job.number}") for job in jobs]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await machine.close()
+
+    def parcel(self, job: Job) -> bytes:
+        """What a lead needs, pickled; the places of modules apart, since they must be known before the rest is read."""
+        inner = {
+            "context": self.context,
+            "task": self.task,
+            "config": job.config,
+            "singletons": Singleton.get_state(),
+        }
+        path = [str(Path(entry).absolute()) for entry in sys.path]
+        return cloudpickle.dumps({"path": path, "job": cloudpickle.dumps(inner)})
+
+
+class Lead:
+    """The process that one job runs in, seen from here."""
+
+    def __init__(self, session: Session, number: int) -> None:
+        self.session, self.number = session, number
+        self.returned: JobReturn | None = None
+
+    async def run(self, parcel: bytes) -> JobReturn:
+        """Hand over the parcel and wait for the return. Cancelled: let the job stop politely, and wait for that."""
+        self.session.send({"op": "job", "parcel": base64.b64encode(parcel).decode()})
+        work = asyncio.create_task(self._follow())
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self.session.send({"op": "interrupt"})
+            await work
+            raise
+        finally:
+            self.session.close()
+
+    async def _follow(self) -> JobReturn:
+        lines = asyncio.create_task(self._show())
+        async for event in self.session.events():
+            if event["event"] == "returned":
+                self.returned = cloudpickle.loads(base64.b64decode(event["parcel"]))
+        code = await self.session.wait()
+        await lines
+        if self.returned is None:
+            failed = RunFailed(f"job {self.number}: its process ended with exit code {code}")
+            self.returned = JobReturn(status=JobStatus.FAILED)
+            self.returned.return_value = failed
+        return self.returned
+
+    async def _show(self) -> None:
+        """What the job prints, told apart from what the others print."""
+        async for line in self.session.errors():
+            sys.stdout.write(f"[run {self.number}] {line}\n")
+            sys.stdout.flush()
+
+
+def wrong(options: DictConfig) -> Iterable[Problem]:
+    """What is wrong with ``hydra.launcher.*``."""
+    count: Any = options.max_concurrent
+    if not 1 <= count <= MAX_CONCURRENT:
+        rule = f"must be >= 1 and <= {MAX_CONCURRENT}"
+        yield Problem(key="hydra.launcher.max_concurrent", value=count, rule=rule, nearest="1")
+
+

@@ -1,0 +1,86 @@
+"""``python -m hydra_plugins.smolcluster_launcher._lead``: the process of one job. Started by the launcher.
+
+Its stdin brings one line with the job, and later perhaps the wish to stop; the end of stdin is that wish, too. Its
+stdout takes the job's return back. What the job prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from smolcluster.node.control import Events, split_streams
+
+
+def main() -> None:
+    commands, events = split_streams()
+    report = Events(events)
+    lines = os.fdopen(commands, "rb")
+    parcel = _read(lines)
+    if parcel is None:
+        os._exit(1)
+    threading.Thread(target=_watch, args=(lines,), daemon=True).start()
+    code = 0
+    try:
+        returned = _run(parcel)
+        report("returned", parcel=base64.b64encode(_packed(returned)).decode())
+    except KeyboardInterrupt:
+        code = 130
+    report.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _read(lines: Any) -> bytes | None:
+    import json
+
+    line = lines.readline()
+    return base64.b64decode(json.loads(line)["parcel"]) if line.endswith(b"\n") else None
+
+
+def _watch(lines: Any) -> None:
+    """Interrupt the job when the launcher wishes so, or is gone."""
+    lines.readline()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _run(parcel: bytes) -> Any:
+    import cloudpickle
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.singleton import Singleton
+    from hydra.core.utils import run_job, setup_globals
+
+    setup_globals()
+    outer = cloudpickle.loads(parcel)
+    sys.path[:] = outer["path"]
+    job = cloudpickle.loads(outer["job"])
+    Singleton.set_state(job["singletons"])
+    HydraConfig.instance().set_config(job["config"])
+    return run_job(
+        hydra_context=job["context"],
+        task_function=job["task"],
+        config=job["config"],
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+
+
+def _packed(returned: Any) -> bytes:
+    """The job's return; an error that cannot be pickled is replaced by its words."""
+    import cloudpickle
+
+    try:
+        return cloudpickle.dumps(returned)
+    except Exception:
+        error = returned._return_value
+        returned._return_value = RuntimeError(f"{type(error).__name__}: {error}")
+        return cloudpickle.dumps(returned)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Options of the launcher: ``hydra.launcher.<key>``. Hydra scans this module in every application: keep it light.
+
+No ``from __future__ import annotations`` here: Hydra 1.3 executes the module without listing it in ``sys.modules``,
+where a dataclass would look its annotations up.
+"""
+
+from dataclasses import dataclass
+from typing import Optional
+
+from hydra.core.config_store import ConfigStore
+
+
+@dataclass
+class SmolclusterLauncherConf:
+    """Where and how jobs run. Flat, since Hydra 1.3 instantiates what is nested, and 1.4 does not."""
+
+    _target_: str = "hydra_plugins.smolcluster_launcher.launcher.SmolclusterLauncher"
+    max_concurrent: int = 1
+    """Jobs of a sweep that run at the same time; 1 .. 64."""
+    host: Optional[str] = None  # noqa: UP045  (OmegaConf of Hydra 1.3 knows no "str | None")
+    """[user@]host[:port] of the machine that jobs run on, reached by SSH; null: this one."""
+    python: Optional[str] = None  # noqa: UP045
+    """Python interpreter on ``host``; null: the path of this one."""
+    connect_timeout_s: float = 10.0
+    """Seconds to reach a machine by SSH; > 0, <= 600."""
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher", name="smolcluster", node=SmolclusterLauncherConf, provider="smolcluster"
+)
