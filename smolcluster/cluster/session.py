@@ -76,21 +76,22 @@ class Pipes:
             self._stdin.write(json.dumps(command, separators=(",", ":")).encode() + b"\n")
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        async for line in _lines(self._stdout):
+        async for line in lines_of(self._stdout):
             with contextlib.suppress(ValueError):  # cut off in mid-line by a kill: the exit code tells the rest
                 event = json.loads(line)
                 if isinstance(event, dict) and isinstance(event.get("event"), str):
                     yield event
 
     async def errors(self) -> AsyncIterator[str]:
-        async for line in _lines(self._stderr):
+        async for line in lines_of(self._stderr):
             yield line.decode(errors="replace").rstrip()
 
     def close(self) -> None:
         self._stdin.close()
 
 
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The lines of a stream; one that is longer than the stream's limit ends it."""
     while True:
         try:
             line = await stream.readline()
@@ -237,7 +238,7 @@ class LocalForks:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError):  # it was killed with a request unread
-            async for line in _lines(reader):
+            async for line in lines_of(reader):
                 self._take(json.loads(line))
         self._over = True
         for future in self._started.values():

@@ -1,0 +1,400 @@
+"""One machine that is reached by SSH: one connection, opened once and shared by all that goes on there.
+
+Fabric reads ``~/.ssh/config`` and opens the connection (through jump hosts where there are any); what runs over it uses
+paramiko's channels directly, since a node's pipes need threads that wait, not Fabric's polling of a terminal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import queue
+import shlex
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hydra_plugins.smolcluster_launcher._quoting import Shell, command_line
+from smolcluster.cluster.session import MAX_EVENT_BYTES, lines_of
+from smolcluster.errors import RunFailed
+
+if TYPE_CHECKING:
+    from fabric2 import Connection
+    from paramiko import Channel, PKey
+
+T = TypeVar("T")
+KEEPALIVE_S = 15
+KILL_S = 5.0
+"""A process that was killed, and does not say that it has ended within that time, is taken for ended."""
+MAX_STREAMS = 32
+"""Channels opening at the same time on one connection."""
+
+
+class HostFailed(RunFailed):
+    """A machine cannot be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a machine is, as the cluster's file says it; what is None is taken from ``~/.ssh/config``."""
+
+    name: str
+    """What messages call it."""
+    host: str
+    user: str | None = None
+    port: int | None = None
+    identity: str | None = None
+    jump: str | None = None
+    shell: Shell = "posix"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a command came to. ``code`` -1: it was ended by a signal, or the connection was lost."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+    @property
+    def words(self) -> str:
+        """The last line of what it said, for messages."""
+        said = (self.err or self.out).decode(errors="replace").strip().splitlines()
+        return said[-1] if said else f"exit code {self.code}"
+
+
+class Machine:
+    """A connection to one machine. Its methods are called from one event loop; threads wait for the network."""
+
+    def __init__(self, target: Target, *, connect_timeout_s: float) -> None:
+        self.target, self.connect_timeout_s = target, connect_timeout_s
+        self._threads = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix=f"ssh {target.name}")
+        self._connection: Connection | None = None
+        self._opening = asyncio.Lock()
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+    async def open(self) -> None:
+        """Connect, unless that is done. HostFailed says which machine cannot be reached, why, and what to do."""
+        async with self._opening:
+            if self._connection is None or not self._connection.is_connected:
+                self._connection = await self._wait(self._open)
+
+    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", within_s: float = 60.0) -> Done:
+        """Run a command to its end."""
+        line = command_line(argv, shell=self.target.shell)
+        channel = await self._channel(line)
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._wait(lambda: _converse(channel, stdin))
+        except TimeoutError:
+            raise HostFailed(f"{self.name}: {shlex.join(argv)[:80]} did not end within {within_s:g} s") from None
+        finally:
+            channel.close()
+
+    async def start(
+        self, argv: Sequence[str], *, directory: str | None, environment: Mapping[str, str]
+    ) -> SSHSession:
+        """Start a process that speaks like a node: its first event is ``hello`` with its pid."""
+        line = command_line(argv, shell=self.target.shell, directory=directory, environment=environment)
+        session = await SSHSession.begin(self, await self._channel(line))
+        try:
+            await session.hello()
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._wait(lambda: _close(connection))
+        self._threads.shutdown(wait=False)
+
+    # --- in threads --------------------------------------------------------------------------------------
+
+    async def _wait(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def _channel(self, line: str) -> Channel:
+        await self.open()
+        connection = self._connection
+        assert connection is not None
+
+        def begin() -> Channel:
+            from paramiko import SSHException
+
+            try:
+                channel = connection.transport.open_session(timeout=self.connect_timeout_s)
+                channel.exec_command(line)
+            except (SSHException, OSError, EOFError) as error:
+                raise HostFailed(f"{self.name}: the SSH connection to {self._where(connection)} broke: {error}") from None
+            return channel
+
+        return await self._wait(begin)
+
+    def _open(self) -> Connection:
+        logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # it logs tracebacks of what is told in one line here
+        connection = connection_to(self.target, self.connect_timeout_s)
+        where = self._where(connection)
+        try:
+            connection.open()
+        except Exception as error:
+            _close(connection)
+            raise HostFailed(f"{self.name}: {why(error, connection, where, self.connect_timeout_s)}") from None
+        connection.transport.set_keepalive(KEEPALIVE_S)
+        return connection
+
+    def _where(self, connection: Connection) -> str:
+        return f"{connection.user}@{connection.host}:{connection.port}"
+
+
+def _converse(channel: Channel, stdin: bytes) -> Done:
+    """Give a command its input, and take its output at the same time."""
+    out: list[bytes] = []
+    err: list[bytes] = []
+    readers = [
+        threading.Thread(target=lambda: out.extend(_chunks(channel.recv)), daemon=True),
+        threading.Thread(target=lambda: err.extend(_chunks(channel.recv_stderr)), daemon=True),
+    ]
+    for reader in readers:
+        reader.start()
+    with contextlib.suppress(OSError):  # it has ended without reading all
+        channel.sendall(stdin)
+        channel.shutdown_write()
+    for reader in readers:
+        reader.join()
+    return Done(code=channel.recv_exit_status(), out=b"".join(out), err=b"".join(err))
+
+
+def _chunks(receive: Callable[[int], bytes]) -> list[bytes]:
+    found = []
+    with contextlib.suppress(OSError):
+        while data := receive(1 << 16):
+            found.append(data)
+    return found
+
+
+def _close(connection: Connection) -> None:
+    """Close a connection and those that it goes through."""
+    with contextlib.suppress(Exception):
+        connection.close()
+    gateway = connection.gateway
+    if gateway is not None and not isinstance(gateway, str):
+        _close(gateway)
+
+
+# --- connecting ------------------------------------------------------------------------------------------
+
+
+def connection_to(target: Target, timeout_s: float) -> Connection:
+    """A connection that trusts known hosts only, and so do those that it goes through."""
+    from fabric2 import Connection
+
+    known = target.name if _has_entry(target.name) else target.host
+    keys: dict[str, Any] = {"banner_timeout": timeout_s, "auth_timeout": timeout_s, "channel_timeout": timeout_s}
+    if target.identity:
+        keys["key_filename"] = str(Path(target.identity).expanduser())
+    gateway = Connection(target.jump, connect_timeout=timeout_s, connect_kwargs=dict(keys)) if target.jump else None
+    connection = Connection(
+        known, user=target.user, port=target.port, gateway=gateway, connect_timeout=timeout_s, connect_kwargs=keys
+    )
+    hop: Any = connection
+    while hop is not None and not isinstance(hop, str):
+        _be_strict(hop)
+        hop = hop.gateway
+    return connection
+
+
+def _has_entry(name: str) -> bool:
+    """Whether ~/.ssh/config has an entry of exactly that name."""
+    from fabric2 import Config
+
+    return name in Config().base_ssh_config.get_hostnames()
+
+
+def _be_strict(connection: Connection) -> None:
+    """Fabric would take any new host key. Here a key must be known, from the files that ``ssh`` looks at."""
+    from paramiko import MissingHostKeyPolicy
+
+    class Refuse(MissingHostKeyPolicy):  # type: ignore[misc]
+        def missing_host_key(self, client: object, hostname: str, key: PKey) -> None:
+            raise UnknownHost(hostname, key)
+
+    options = connection.ssh_config
+    named = " ".join(str(options.get(key, "")) for key in ("userknownhostsfile", "globalknownhostsfile")).split()
+    files = named or ["~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"]
+    for file in files:
+        path = Path(file).expanduser()
+        if path.is_file():
+            connection.client.load_system_host_keys(str(path))
+    connection.client.set_missing_host_key_policy(Refuse())
+
+
+class UnknownHost(Exception):
+    """The host has shown a key that no file of known hosts has."""
+
+    def __init__(self, hostname: str, key: PKey) -> None:
+        self.hostname, self.key = hostname, key
+        super().__init__(hostname)
+
+
+def why(error: Exception, connection: Connection, where: str, timeout_s: float) -> str:
+    """Why a connection could not be made, and what to do, in one line."""
+    from paramiko import AuthenticationException, BadHostKeyException, SSHException
+    from paramiko.ssh_exception import NoValidConnectionsError
+
+    host, port = connection.host, connection.port
+    match error:
+        case UnknownHost(key=key):
+            scan = shlex.join(["ssh-keyscan", *(["-p", str(port)] if port != 22 else []), host])
+            shown = f"{key.get_name()} {key.fingerprint}"
+            return f"the host key of {host}:{port} is not known ({shown}); if it is that machine's: {scan} >> ~/.ssh/known_hosts"
+        case BadHostKeyException(key=key):
+            name = host if port == 22 else f"[{host}]:{port}"
+            return (
+                f"{host}:{port} shows another host key than the known one ({key.get_name()} {key.fingerprint}): somebody may "
+                f"be in between; if the machine was set up anew: {shlex.join(['ssh-keygen', '-R', name])}"
+            )
+        case AuthenticationException():
+            return f"{where} accepts none of your keys (try: ssh -p {port} {connection.user}@{host}): {error}"
+        case NoValidConnectionsError() | ConnectionRefusedError():
+            return f"{host}:{port} refuses connections: is its SSH server on (macOS: Sharing, Remote Login)?"
+        case TimeoutError():
+            return f"{host}:{port} does not answer within {timeout_s:g} s: is it on, and on this network?"
+        case socket.gaierror():
+            return f"{host} is no known host name; set cluster.nodes.<name>.ssh.host to its address"
+        case FileNotFoundError():
+            return f"{error.filename}: no such key file"
+        case SSHException() | OSError() | EOFError():
+            return f"no SSH connection to {where}: {error or type(error).__name__}"
+    return f"no SSH connection to {where}: {type(error).__name__}: {error}"
+
+
+# --- a process over there --------------------------------------------------------------------------------
+
+
+class SSHSession:
+    """A process on another machine, speaking lines of JSON; implements :class:`smolcluster.cluster.session.Session`.
+
+    Three threads move bytes between the channel and sockets of the event loop. They block where nobody reads, so
+    that a slow controller holds up the channel, and nothing piles up.
+    """
+
+    def __init__(self, machine: Machine, channel: Channel, out: asyncio.StreamReader, err: asyncio.StreamReader) -> None:
+        self.machine, self.pid = machine, 0
+        self._channel, self._out, self._err = channel, out, err
+        self._commands: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._killer: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def begin(cls, machine: Machine, channel: Channel) -> SSHSession:
+        (ours_out, theirs_out), (ours_err, theirs_err) = socket.socketpair(), socket.socketpair()
+        out, out_writer = await asyncio.open_connection(sock=ours_out, limit=MAX_EVENT_BYTES)
+        err, err_writer = await asyncio.open_connection(sock=ours_err, limit=MAX_EVENT_BYTES)
+        session = cls(machine, channel, out, err)
+        session._writers = (out_writer, err_writer)
+        loop = asyncio.get_running_loop()
+
+        def follow() -> None:
+            _pump(channel.recv, theirs_out)
+            code = channel.recv_exit_status()
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(session._end, code)
+
+        for work, what in (
+            (follow, "output"),
+            (lambda: _pump(channel.recv_stderr, theirs_err), "errors"),
+            (session._write, "commands"),
+        ):
+            threading.Thread(target=work, name=f"{what} of {machine.name}", daemon=True).start()
+        return session
+
+    _writers: tuple[asyncio.StreamWriter, ...] = ()
+
+    async def hello(self) -> None:
+        """Wait for the process's first word. HostFailed with what was said instead."""
+        within = self.machine.connect_timeout_s + 20.0  # a Raspberry Pi needs a while to start Python
+        try:
+            async with asyncio.timeout(within):
+                line = await self._out.readline()
+        except (TimeoutError, ValueError):
+            raise HostFailed(f"{self.machine.name}: the process that was started there says nothing") from None
+        event: Any = None
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+        if not isinstance(event, dict) or event.get("event") != "hello":
+            said = [words async for words in self.errors()] if not line else [line.decode(errors="replace").strip()]
+            reason = said[-1] if said else f"ended with exit code {await self.wait()}"
+            raise HostFailed(f"{self.machine.name}: no process could be started there: {reason}")
+        self.pid = int(event["pid"])
+
+    def send(self, command: Mapping[str, Any]) -> None:
+        self._commands.put(json.dumps(command, separators=(",", ":")).encode() + b"\n")
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        async for line in lines_of(self._out):
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and isinstance(event.get("event"), str):
+                    yield event
+
+    async def errors(self) -> AsyncIterator[str]:
+        async for line in lines_of(self._err):
+            yield line.decode(errors="replace").rstrip()
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._ended)
+
+    def kill(self) -> None:
+        """End the process at once, over a channel of its own; a machine that does not answer is given up."""
+        if self._killer is None and not self._ended.done():
+            self._killer = asyncio.create_task(self._kill(), name=f"killing {self.pid} on {self.machine.name}")
+
+    async def _kill(self) -> None:
+        with contextlib.suppress(RunFailed):
+            await self.machine.run(kill_command(self.pid, self.machine.target.shell), within_s=KILL_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KILL_S):
+                await self.wait()
+        self._channel.close()
+        self._end(-9)
+
+    def _end(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
+
+    def _write(self) -> None:
+        while (data := self._commands.get()) is not None:
+            try:
+                self._channel.sendall(data)
+            except OSError:
+                return  # the process has ended, or the connection is lost: the reader notices
+        with contextlib.suppress(OSError, EOFError):
+            self._channel.shutdown_write()
+
+    def close(self) -> None:
+        self._commands.put(None)
+        self._channel.close()
+        for writer in self._writers:
+            writer.close()
+
+
+def _pump(receive: Callable[[int], bytes], into: socket.socket) -> None:
+    with into, contextlib.suppress(OSError):  # the reader has gone: what is still said is for nobody
+        while data := receive(1 << 16):
+            into.sendall(data)
+
+
+def kill_command(pid: int, shell: Shell) -> list[str]:
+    """What ends process ``pid`` on its machine."""
+    return ["taskkill", "/F", "/T", "/PID", str(pid)] if shell == "powershell" else ["kill", "-KILL", str(pid)]
