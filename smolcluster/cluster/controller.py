@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from smolcluster.cluster.session import Session, Sessions
+from smolcluster.cluster.session import Session, Sessions, Whereabouts
 from smolcluster.cluster.supervision import (
     Action,
     EndRun,
@@ -28,6 +28,7 @@ from smolcluster.cluster.supervision import (
 from smolcluster.comms.security import Authority
 from smolcluster.errors import SmolclusterError
 from smolcluster.ports import Member
+from smolcluster.spec.needs import Needs
 from smolcluster.tracking.fields import finite
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Job:
     threads: int
     resume: str | None = None
     """Folder of the checkpoint to start from."""
+    needs: Needs = field(default_factory=Needs)
+    """Files of this machine that nodes elsewhere must have, too."""
     purpose: str = "train"
     """``train``, or ``evaluate``: the owner of the weights alone, with the checkpoint's."""
 
@@ -93,6 +96,15 @@ def _all_nodes(spec: RunSpec) -> list[Member]:
     if spec.algo.has_server:
         return [Member(name=spec.cluster.server_name, role="server", rank=0), *workers]
     return workers
+
+
+def moved(plain: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+    """A spec with the values of the keys in ``paths`` (``data.path``) replaced: files lie elsewhere over there."""
+    result = dict(plain)
+    for key, value in paths.items():
+        head, _, rest = key.partition(".")
+        result[head] = moved(result[head], {rest: value}) if rest else value
+    return result
 
 
 class Controller:
@@ -119,13 +131,16 @@ class Controller:
         self._view: dict[str, Any] | None = None
         self._starting: set[asyncio.Task[None]] = set()
         self._launched = False
+        self._collecting: asyncio.Task[None] | None = None
+        self._collect_again = False
 
     async def run(self) -> Outcome:
         """Start, supervise, end. Never raises for what a node does."""
         loop = asyncio.get_running_loop()
         ticker = self._spawn(self._tick(), "ticker")
         try:
-            self.carry_out(self.supervisor.begin(loop.time()))
+            if await self._ready():
+                self.carry_out(self.supervisor.begin(loop.time()))
             await self._over.wait()
         finally:
             ticker.cancel()
@@ -134,6 +149,23 @@ class Controller:
             await self._end_all()
         assert self.outcome is not None
         return self.outcome
+
+    async def _ready(self) -> bool:
+        """Reach the machines; what is in the way is the run's end, and so is an interrupt in the meantime."""
+        opening = asyncio.create_task(
+            self.sessions.open([member.name for member in self.roster], self.job.run, self.job.needs)
+        )
+        over = asyncio.create_task(self._over.wait())
+        await asyncio.wait((opening, over), return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        if not opening.done():
+            opening.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            try:
+                await opening
+            except SmolclusterError as error:
+                self.end(EndRun(status="failed", reason=str(error)))
+        return self.outcome is None
 
     def interrupt(self) -> None:
         """The person wants to stop: the first time politely, the second time at once."""
@@ -223,18 +255,21 @@ class Controller:
 
     def _start_command(self, names: tuple[str, ...], joined: int) -> dict[str, Any]:
         by_name = {member.name: dataclasses.replace(member, joined=joined) for member in self.roster}
+        place = self.sessions.place(names[0]) or Whereabouts(
+            folder=str(self.job.folder), cache=str(self.job.cache), threads=self.job.threads, paths={}
+        )
         return {
             "op": "start",
             "run": self.job.run,
-            "spec": self.spec.plain(),
+            "spec": moved(self.spec.plain(), place.paths),
             "members": [dataclasses.asdict(by_name[name]) for name in names],
             "credentials": [dataclasses.asdict(self.authority.issue(name, joined)) for name in names],
             "roster": [dataclasses.asdict(member) for member in self.roster],
             "hosts": {member.name: self.spec.cluster.node(member.name).host for member in self.roster},
-            "folder": str(self.job.folder),
-            "cache": str(self.job.cache),
-            "threads": self.job.threads,
-            "resume": self.job.resume,
+            "folder": place.folder,
+            "cache": place.cache,
+            "threads": place.threads,
+            "resume": place.paths.get("resume", self.job.resume),
             "purpose": self.job.purpose,
         }
 
@@ -270,6 +305,8 @@ class Controller:
                 self.supervisor.got_on(name)
             case "ready":
                 self.carry_out(self.supervisor.built(name))
+            case "checkpoint":
+                self._collect(name)
             case "silent":
                 self.carry_out(self.supervisor.silent(name, str(event.get("peer")), str(event.get("reason"))))
 
@@ -310,6 +347,27 @@ class Controller:
         event = {"event": "journal", "kind": kind, "step": None, **fields}
         self.on_event({**event, "node": "controller", "role": "controller", "rank": 0, "t": time.time()})
 
+    # --- what nodes elsewhere have saved -----------------------------------------------------------------
+
+    def _collect(self, name: str) -> None:
+        """Fetch a new checkpoint; while one is being fetched, the next one waits for that."""
+        if self.sessions.place(name) is None:
+            return
+        if self._collecting is None or self._collecting.done():
+            self._collecting = asyncio.create_task(self._fetch(name, everything=False), name=f"fetching from {name}")
+        else:
+            self._collect_again = True
+
+    async def _fetch(self, name: str, *, everything: bool) -> None:
+        while True:
+            self._collect_again = False
+            try:
+                await self.sessions.collect(name, self.job.folder, everything=everything)
+            except (SmolclusterError, OSError) as error:
+                self.journal("not fetched", peer=name, reason=str(error))
+            if not self._collect_again:
+                return
+
     # --- ending ------------------------------------------------------------------------------------------
 
     async def _end_all(self) -> None:
@@ -329,6 +387,10 @@ class Controller:
         for handle in self.handles.values():
             handle.session.kill()
         await self._ended(list(self.handles.values()), None)
+        if self._collecting is not None:
+            await self._collecting
+        if self.sessions.place(self.roster[0].name) is not None:
+            await self._fetch(self.roster[0].name, everything=True)
         await self.sessions.close()
 
     async def _ended(self, handles: list[Handle], within: float | None) -> None:

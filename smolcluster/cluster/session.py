@@ -9,10 +9,17 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from smolcluster.errors import RunFailed
+
+if TYPE_CHECKING:
+    from smolcluster.spec.needs import Needs
+    from smolcluster.spec.run import RunSpec
 
 MAX_EVENT_BYTES = 16 << 20
 """Longest line that a node may send."""
@@ -42,27 +49,67 @@ class Session(Protocol):
         """Close our ends of its pipes. To be called after :meth:`wait`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Whereabouts:
+    """Where a node on another machine works. ``paths``: key of the spec -> where its file lies over there."""
+
+    folder: str
+    cache: str
+    threads: int
+    paths: Mapping[str, str]
+
+
 class Sessions(Protocol):
-    """Starts node processes on one machine."""
+    """Starts the node processes of a run, on this machine or on others."""
+
+    async def open(self, names: Sequence[str], run: str, needs: Needs) -> None:
+        """Make ready for these nodes, before any is started. RunFailed says what is in the way, a line for each."""
 
     async def start(self, name: str) -> Session: ...
 
+    def place(self, name: str) -> Whereabouts | None:
+        """Where that node works; None: on this machine, where everything is as the controller has it."""
+
+    async def collect(self, name: str, folder: Path, *, everything: bool) -> None:
+        """Bring what a node on another machine has saved into the run's ``folder``; with ``everything``, its export too."""
+
     async def close(self) -> None:
-        """End what is shared by the sessions of this machine."""
+        """End what is shared by the sessions."""
 
 
-def node_environment(threads: int) -> dict[str, str]:
-    """The environment of node processes: one thread count for all libraries, and no secrets of trackers."""
+Opener = Callable[["RunSpec", int], Sessions]
+"""Makes the sessions of a run with so many threads for each node of this machine."""
+
+
+class OnThisMachine:
+    """What sessions need not do where all nodes are here."""
+
+    async def open(self, names: Sequence[str], run: str, needs: Needs) -> None:
+        return
+
+    def place(self, name: str) -> Whereabouts | None:
+        return None
+
+    async def collect(self, name: str, folder: Path, *, everything: bool) -> None:
+        return
+
+
+def node_settings(threads: int) -> dict[str, str]:
+    """What every node's environment has: one thread count for all libraries."""
     count = str(threads)
-    fixed = {
+    return {
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def node_environment(threads: int) -> dict[str, str]:
+    """The environment of node processes on this machine: without the secrets of trackers."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "HYDRA_FULL_ERROR"))}
-    return {**kept, **fixed}
+    return {**kept, **node_settings(threads)}
 
 
 class Pipes:
@@ -120,7 +167,7 @@ class ProcessSession(Pipes):
             self._process.kill()
 
 
-class LocalProcesses:
+class LocalProcesses(OnThisMachine):
     """Starts each node of this machine as a process from scratch, or another module that speaks like a node."""
 
     def __init__(self, environment: Mapping[str, str], module: str = "smolcluster.node") -> None:
@@ -167,7 +214,7 @@ class ForkedSession(Pipes):
             self._server.kill(self.pid)
 
 
-class LocalForks:
+class LocalForks(OnThisMachine):
     """Starts the nodes of this machine by forking one process that has imported torch (node/forkserver.py)."""
 
     def __init__(self, threads: int) -> None:
@@ -298,5 +345,19 @@ async def _reader(descriptor: int) -> asyncio.StreamReader:
 
 
 def local_sessions(threads: int) -> Sessions:
-    """How nodes are started on this machine: forked where that is safe."""
+    """How nodes are started on this machine: forked where that is safe, else each from scratch."""
     return LocalForks(threads) if sys.platform == "linux" else LocalProcesses(node_environment(threads))
+
+
+opener: ContextVar[Opener | None] = ContextVar("opener", default=None)
+"""Set by a launcher that can start nodes on other machines."""
+
+
+def sessions_for(spec: RunSpec, threads: int) -> Sessions:
+    """The sessions of a run, on this machine unless a launcher knows of others."""
+    make = opener.get()
+    if make is not None:
+        return make(spec, threads)
+    if not spec.cluster.is_local:
+        raise RunFailed("nodes on other machines need hydra/launcher=smolcluster")
+    return local_sessions(threads)

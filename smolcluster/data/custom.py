@@ -13,7 +13,7 @@ from smolcluster.data import tokenizer as tokenizers
 from smolcluster.data.corpus import Texts, of_streams, required_length, token_dataset
 from smolcluster.data.dataset import Context, DataInfo, Dataset, Features
 from smolcluster.errors import DataError, Problem
-from smolcluster.spec.schema import Range
+from smolcluster.spec.schema import Importable, LocalPath, Range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,11 +32,11 @@ class Custom:
 
     kind: ClassVar[str] = "any"
 
-    target: str
+    target: Annotated[str, Importable()]
     """The function, as package.module:function; it must be importable, and return the same, on every node."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Its keyword arguments."""
-    tokenizer: str = "bpe:512"
+    tokenizer: Annotated[str, LocalPath()] = "bpe:512"
     """For texts: a hub name, a local folder with tokenizer.json, bytes, or bpe:<n> (trained on the training texts)."""
     num_samples: Annotated[int | None, Range(ge=1, unit="samples")] = None
     """Use only the first so many training samples; null: all."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from smolcluster.data import cache, hub
 from smolcluster.data.dataset import Context, DataInfo, Dataset, Features
 from smolcluster.errors import DataError, Problem
-from smolcluster.spec.schema import Range
+from smolcluster.spec.schema import LocalPath, Range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class MNIST:
 
     kind: ClassVar[str] = "features"
 
-    path: str | None = None
+    path: Annotated[str | None, LocalPath()] = None
     """A local copy: a folder in the hub's layout, or with train.parquet and test.parquet; null: the hub."""
     revision: str = "main"
     """Branch, tag or commit of the hub's data set; what has been read once is not asked for again."""

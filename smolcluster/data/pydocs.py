@@ -19,7 +19,7 @@ from smolcluster.data.corpus import Texts, hold_out, token_dataset
 from smolcluster.data.dataset import Context, Dataset
 from smolcluster.data.text import read_text
 from smolcluster.errors import DataError, Problem
-from smolcluster.spec.schema import Range
+from smolcluster.spec.schema import LocalPath, Range
 
 if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
@@ -55,7 +55,7 @@ class PyDocs:
     tokens a step, take about three minutes on one core."""
     validation_share: Annotated[float, Range(gt=0, lt=1, unit="of all characters")] = 0.1
     """Held out for validation: whole documents, drawn in an order that never changes."""
-    tokenizer: str = "bpe:512"
+    tokenizer: Annotated[str, LocalPath()] = "bpe:512"
     """A hub name, a local folder with tokenizer.json, bytes, or bpe:<n> (trained on the training part)."""
     num_samples: Annotated[int | None, Range(ge=1, unit="blocks of tokens")] = None
     """Use only the first so many training samples; null: all."""

@@ -12,7 +12,7 @@ from smolcluster.data import tokenizer as tokenizers
 from smolcluster.data.corpus import Texts, hold_out, token_dataset
 from smolcluster.data.dataset import Context, Dataset
 from smolcluster.errors import DataError, Problem
-from smolcluster.spec.schema import Range
+from smolcluster.spec.schema import LocalPath, Range
 
 if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
@@ -24,13 +24,13 @@ class Text:
 
     kind: ClassVar[str] = "tokens"
 
-    path: str
+    path: Annotated[str, LocalPath()]
     """A file, or a folder whose files are read in the order of their names. Must be there on every node."""
     pattern: str = "*"
     """Which files of a folder (and of the folders in it) are read, as a glob: *.txt; hidden ones never are."""
     validation_share: Annotated[float, Range(gt=0, lt=1, unit="of all characters")] = 0.1
     """Held out for validation: whole files where that comes out even, else the end of every file."""
-    tokenizer: str = "bpe:512"
+    tokenizer: Annotated[str, LocalPath()] = "bpe:512"
     """A hub name, a local folder with tokenizer.json, bytes, or bpe:<n> (trained on the training part)."""
     num_samples: Annotated[int | None, Range(ge=1, unit="blocks of tokens")] = None
     """Use only the first so many training samples; null: all."""

@@ -12,7 +12,7 @@ from smolcluster.data import tokenizer as tokenizers
 from smolcluster.data.corpus import Texts, token_dataset
 from smolcluster.data.dataset import Context, Dataset
 from smolcluster.errors import Problem
-from smolcluster.spec.schema import Range
+from smolcluster.spec.schema import LocalPath, Range
 
 if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
@@ -27,11 +27,11 @@ class WikiText2:
 
     kind: ClassVar[str] = "tokens"
 
-    path: str | None = None
+    path: Annotated[str | None, LocalPath()] = None
     """A local copy: a folder in the hub's layout, or with train.parquet and validation.parquet; null: the hub."""
     revision: str = "main"
     """Branch, tag or commit of the hub's data set; what has been read once is not asked for again."""
-    tokenizer: str = "openai-community/gpt2"
+    tokenizer: Annotated[str, LocalPath()] = "openai-community/gpt2"
     """A hub name, a local folder with tokenizer.json, bytes, or bpe:<n> (trained on the training articles)."""
     num_samples: Annotated[int | None, Range(ge=1, unit="blocks of tokens")] = None
     """Use only the first so many training samples; null: all."""

@@ -12,7 +12,7 @@ from smolcluster.data import target
 from smolcluster.data.dataset import DataInfo, Dataset
 from smolcluster.errors import ConfigError, Problem
 from smolcluster.model import export
-from smolcluster.spec.schema import Range
+from smolcluster.spec.schema import Importable, Range
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,7 @@ class Custom:
 
     accepts: ClassVar[tuple[str, ...]] = ("any",)
 
-    target: str
+    target: Annotated[str, Importable()]
     """The class or function, as package.module:name; it must be importable on every node."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Its keyword arguments."""

@@ -15,7 +15,7 @@ from smolcluster.data import hub
 from smolcluster.data.dataset import DataInfo, Dataset
 from smolcluster.errors import ConfigError, DataError, Problem
 from smolcluster.model import export, gpt2_layout
-from smolcluster.spec.schema import Range
+from smolcluster.spec.schema import LocalPath, Range
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ class GPT2:
     """Name on the hub; also openai-community/gpt2-medium, distilbert/distilgpt2 and others of this architecture."""
     revision: str = "main"
     """Branch, tag or commit of the hub's model."""
-    path: str | None = None
+    path: Annotated[str | None, LocalPath()] = None
     """A local folder with config.json and model.safetensors, used instead of the hub; null: the hub."""
     dropout: Annotated[float, Range(ge=0, lt=1, unit="probability")] = 0.1
     """Dropout on embeddings, attention weights and residuals while training."""

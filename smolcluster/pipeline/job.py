@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import smolcluster
 from smolcluster.cluster.controller import Controller, Job, Outcome, roster
-from smolcluster.cluster.session import local_sessions
+from smolcluster.cluster.session import sessions_for
 from smolcluster.data.order import Walk, course_for
 from smolcluster.errors import ConfigError, Problem
+from smolcluster.spec.needs import Needs, needs_of
 from smolcluster.spec.resume import checkpoint_of, state_of
 from smolcluster.spec.validate import missing
 from smolcluster.tracking.console import Console, console_for
@@ -68,13 +69,15 @@ def conduct(
     preflight(spec)
     members = roster(spec, purpose)
     threads = spec.cluster.threads_per_node or max(1, (os.cpu_count() or 1) // processes(spec, purpose))
+    resume = str(checkpoint_of(spec.resume)) if spec.resume else None
     job = Job(
         run=f"{place.folder.name}-{secrets.token_hex(4)}",
         folder=place.folder,
         cache=cache_folder(),
         threads=threads,
-        resume=str(checkpoint_of(spec.resume)) if spec.resume else None,
+        resume=resume,
         purpose=purpose,
+        needs=Needs() if spec.cluster.is_local else needs_of(spec, resume),
     )
     nodes = [
         NodeInfo(
@@ -122,7 +125,7 @@ def conduct(
 
 
 async def _control(spec: RunSpec, job: Job, on_event: Any) -> Outcome:
-    controller = Controller(spec, job, local_sessions(job.threads), on_event)
+    controller = Controller(spec, job, sessions_for(spec, job.threads), on_event)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, controller.interrupt)
@@ -161,17 +164,8 @@ def reason_with_checkpoint(outcome: Outcome, place: Place) -> str:
 
 
 def preflight(spec: RunSpec) -> None:
-    """What has to be so before a node is started: its machine is this one (in this version), and has all it needs.
-
-    ConfigError with everything that is not.
-    """
-    if not spec.cluster.is_local:
-        far = [name for name, node in spec.cluster.nodes.items() if node.ssh is not None]
-        rule = f"names other machines ({', '.join(far)}); this version starts nodes on this machine only"
-        raise ConfigError(
-            [Problem(key="cluster", value=spec.choices.get("cluster"), rule=rule, nearest="cluster=local")]
-        )
-    problems = missing(spec)
+    """What has to be so before a node is started: what the run needs is here. ConfigError with all that is not."""
+    problems = missing(spec) if spec.cluster.is_local else []
     if problems:
         raise ConfigError(problems)
     if spec.resume is not None:

@@ -7,6 +7,7 @@ process starts.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,20 @@ def target_of(pointer: Path) -> Path:
     if pointer.is_symlink():
         return pointer.parent / pointer.readlink()
     return pointer.parent / pointer.read_text().strip() if pointer.is_file() else pointer
+
+
+def point_at(link: Path, target: str) -> None:
+    """Make ``link`` point at ``target`` in one step: as a link, or as a text where there are none."""
+    beside = link.with_name(f".{link.name}-{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    try:
+        try:
+            beside.symlink_to(target, target_is_directory=True)
+        except OSError:
+            beside.write_text(target)
+        beside.replace(link)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def newest(root: Path) -> Path | None:

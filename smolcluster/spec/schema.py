@@ -69,6 +69,16 @@ class Group:
     name: str
 
 
+@dataclass(frozen=True)
+class LocalPath:
+    """Marks a text that names a file or a folder of this machine, or may do so: nodes elsewhere must have it, too."""
+
+
+@dataclass(frozen=True)
+class Importable:
+    """Marks a text ``module:name``: nodes elsewhere must have that module, too."""
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """The known word most like ``word``, or an empty string where none is like it.
 

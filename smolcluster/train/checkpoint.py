@@ -21,7 +21,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from smolcluster.errors import CheckpointError
-from smolcluster.spec.resume import STATE, target_of
+from smolcluster.spec.resume import STATE, point_at, target_of
 
 FORMAT = 1
 
@@ -49,9 +49,9 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int, best: bool) -> Path:
         if folder.exists():  # the same step again; between the two renames `latest` means the newest that is whole
             folder.rename(before)
         beside.rename(folder)
-        _point(root / "latest", folder.name)
+        point_at(root / "latest", folder.name)
         if best:
-            _point(root / "best", folder.name)
+            point_at(root / "best", folder.name)
         _sync_folder(root)
         _prune(root, keep)
     except OSError as error:
@@ -124,20 +124,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _point(link: Path, target: str) -> None:
-    """Make ``link`` point at ``target`` in one step."""
-    beside = link.with_name(f".{link.name}-{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    try:
-        try:
-            beside.symlink_to(target, target_is_directory=True)
-        except OSError:
-            beside.write_text(target)
-        beside.replace(link)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _prune(root: Path, keep: int) -> None:

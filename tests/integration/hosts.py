@@ -48,9 +48,7 @@ def why_not() -> str:
         return "network namespaces need root"
     if shutil.which("ip") is None:
         return "the command ip is missing (package iproute2)"
-    probe = subprocess.run(
-        ["unshare", "--net", "--mount", "true"], capture_output=True, text=True, check=False
-    )
+    probe = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, text=True, check=False)
     return "" if probe.returncode == 0 else f"network namespaces cannot be made: {probe.stderr.strip()}"
 
 

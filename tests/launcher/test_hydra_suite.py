@@ -28,10 +28,7 @@ class TestLauncher(LauncherTestSuite):
 
 @pytest.mark.parametrize(
     ("launcher_name", "overrides"),
-    [
-        pytest.param("smolcluster", [*words, "hydra.sweeper.max_batch_size=2"], id=way)
-        for way, words in WAYS.items()
-    ],
+    [pytest.param("smolcluster", [*words, "hydra.sweeper.max_batch_size=2"], id=way) for way, words in WAYS.items()],
 )
 class TestBatches(BatchedSweeperTestSuite):
     pass

@@ -13,7 +13,8 @@ import base64
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,14 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
 from omegaconf import DictConfig, open_dict
 
-from smolcluster.cluster.session import LocalProcesses, Session
+from smolcluster.cluster.session import LocalProcesses, Session, Sessions, local_sessions, opener
 from smolcluster.errors import ConfigError, Problem, RunFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from smolcluster.spec.run import RunSpec
 
 log = logging.getLogger(__name__)
 LEAD = "hydra_plugins.smolcluster_launcher._lead"
@@ -62,8 +64,25 @@ class Sweep:
         jobs = [self.compose(number, overrides) for number, overrides in enumerate(job_overrides, first)]
         log.info("Launching %d jobs", len(jobs))
         if self.options.max_concurrent == 1 and self.options.host is None:
-            return [self.run_here(job) for job in jobs]
+            with self.machines():
+                return [self.run_here(job) for job in jobs]
         return asyncio.run(self.run_beside(jobs))
+
+    @contextmanager
+    def machines(self) -> Iterator[None]:
+        """While it lasts, runs can start nodes on other machines; each is connected to once."""
+        machines = Machines(self.options.connect_timeout_s)
+        options = Options(sync=self.options.sync, env=self.options.env, wheelhouse=self.options.wheelhouse)
+
+        def make(spec: RunSpec, threads: int) -> Sessions:
+            return ClusterSessions(spec, options, machines, local_sessions(threads))
+
+        before = opener.set(make)
+        try:
+            yield
+        finally:
+            opener.reset(before)
+            machines.close()
 
     def compose(self, number: int, overrides: Sequence[str]) -> Job:
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -162,5 +181,3 @@ def wrong(options: DictConfig) -> Iterable[Problem]:
     if not 1 <= count <= MAX_CONCURRENT:
         rule = f"must be >= 1 and <= {MAX_CONCURRENT}"
         yield Problem(key="hydra.launcher.max_concurrent", value=count, rule=rule, nearest="1")
-
-

@@ -14,13 +14,14 @@ import queue
 import shlex
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra_plugins.smolcluster_launcher._quoting import Shell, command_line
+
 from smolcluster.cluster.session import MAX_EVENT_BYTES, lines_of
 from smolcluster.errors import RunFailed
 
@@ -76,7 +77,7 @@ class Machine:
         self.target, self.connect_timeout_s = target, connect_timeout_s
         self._threads = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix=f"ssh {target.name}")
         self._connection: Connection | None = None
-        self._opening = asyncio.Lock()
+        self._opening = threading.Lock()  # jobs one after another have an event loop each
 
     @property
     def name(self) -> str:
@@ -84,25 +85,34 @@ class Machine:
 
     async def open(self) -> None:
         """Connect, unless that is done. HostFailed says which machine cannot be reached, why, and what to do."""
-        async with self._opening:
-            if self._connection is None or not self._connection.is_connected:
-                self._connection = await self._wait(self._open)
+        await self._wait(self._open_once)
 
-    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", within_s: float = 60.0) -> Done:
-        """Run a command to its end."""
-        line = command_line(argv, shell=self.target.shell)
-        channel = await self._channel(line)
+    def _open_once(self) -> None:
+        with self._opening:
+            if self._connection is None or not self._connection.is_connected:
+                self._connection = self._open()
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: Iterable[bytes] = (),
+        out: Callable[[bytes], object] | None = None,
+        silent_s: float = 60.0,
+    ) -> Done:
+        """Run a command to its end. ``stdin`` is sent piece by piece; ``out`` is given the output as it comes, else it
+        is in the answer. HostFailed when nothing has moved in either direction for ``silent_s``."""
+        channel = await self._channel(command_line(argv, shell=self.target.shell))
+        channel.settimeout(silent_s)
+        talk = _Talk(channel, out)
         try:
-            async with asyncio.timeout(within_s):
-                return await self._wait(lambda: _converse(channel, stdin))
+            return await self._wait(lambda: talk.run(stdin))
         except TimeoutError:
-            raise HostFailed(f"{self.name}: {shlex.join(argv)[:80]} did not end within {within_s:g} s") from None
+            raise HostFailed(f"{self.name}: {shlex.join(argv)[:60]} has come to a halt for {silent_s:g} s") from None
         finally:
             channel.close()
 
-    async def start(
-        self, argv: Sequence[str], *, directory: str | None, environment: Mapping[str, str]
-    ) -> SSHSession:
+    async def start(self, argv: Sequence[str], *, directory: str | None, environment: Mapping[str, str]) -> SSHSession:
         """Start a process that speaks like a node: its first event is ``hello`` with its pid."""
         line = command_line(argv, shell=self.target.shell, directory=directory, environment=environment)
         session = await SSHSession.begin(self, await self._channel(line))
@@ -113,10 +123,10 @@ class Machine:
             raise
         return session
 
-    async def close(self) -> None:
+    def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            await self._wait(lambda: _close(connection))
+            _close(connection)
         self._threads.shutdown(wait=False)
 
     # --- in threads --------------------------------------------------------------------------------------
@@ -136,7 +146,9 @@ class Machine:
                 channel = connection.transport.open_session(timeout=self.connect_timeout_s)
                 channel.exec_command(line)
             except (SSHException, OSError, EOFError) as error:
-                raise HostFailed(f"{self.name}: the SSH connection to {self._where(connection)} broke: {error}") from None
+                raise HostFailed(
+                    f"{self.name}: the SSH connection to {self._where(connection)} broke: {error}"
+                ) from None
             return channel
 
         return await self._wait(begin)
@@ -157,30 +169,50 @@ class Machine:
         return f"{connection.user}@{connection.host}:{connection.port}"
 
 
-def _converse(channel: Channel, stdin: bytes) -> Done:
-    """Give a command its input, and take its output at the same time."""
-    out: list[bytes] = []
-    err: list[bytes] = []
-    readers = [
-        threading.Thread(target=lambda: out.extend(_chunks(channel.recv)), daemon=True),
-        threading.Thread(target=lambda: err.extend(_chunks(channel.recv_stderr)), daemon=True),
-    ]
-    for reader in readers:
-        reader.start()
-    with contextlib.suppress(OSError):  # it has ended without reading all
-        channel.sendall(stdin)
-        channel.shutdown_write()
-    for reader in readers:
-        reader.join()
-    return Done(code=channel.recv_exit_status(), out=b"".join(out), err=b"".join(err))
+class _Talk:
+    """A command's three streams, each with a thread of its own, so that none waits for another."""
 
+    def __init__(self, channel: Channel, out: Callable[[bytes], object] | None) -> None:
+        self._channel, self._out, self._err = channel, bytearray(), bytearray()
+        self._take = out or self._out.extend
+        self._failure: Exception | None = None
 
-def _chunks(receive: Callable[[int], bytes]) -> list[bytes]:
-    found = []
-    with contextlib.suppress(OSError):
+    def run(self, stdin: Iterable[bytes]) -> Done:
+        """TimeoutError when the output comes to a halt; what ``out`` raises."""
+        threads = [
+            threading.Thread(target=self._guarded, args=work, daemon=True)
+            for work in ((self._read, self._channel.recv, self._take), (self._write, stdin))
+        ]
+        for thread in threads:
+            thread.start()
+        self._guarded(self._read, self._channel.recv_stderr, self._err.extend)
+        for thread in threads:
+            thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return Done(code=self._channel.recv_exit_status(), out=bytes(self._out), err=bytes(self._err))
+
+    def _guarded(self, work: Callable[..., None], *args: Any) -> None:
+        try:
+            work(*args)
+        except Exception as error:
+            self._failure = self._failure or error
+            self._channel.close()  # which ends the other threads
+
+    def _read(self, receive: Callable[[int], bytes], take: Callable[[bytes], object]) -> None:
         while data := receive(1 << 16):
-            found.append(data)
-    return found
+            take(data)
+
+    def _write(self, stdin: Iterable[bytes]) -> None:
+        for piece in stdin:
+            try:
+                self._channel.sendall(piece)
+            except TimeoutError:
+                raise
+            except OSError:
+                return  # it has ended without reading all; its exit code says why
+        with contextlib.suppress(OSError, EOFError):
+            self._channel.shutdown_write()
 
 
 def _close(connection: Connection) -> None:
@@ -289,7 +321,9 @@ class SSHSession:
     that a slow controller holds up the channel, and nothing piles up.
     """
 
-    def __init__(self, machine: Machine, channel: Channel, out: asyncio.StreamReader, err: asyncio.StreamReader) -> None:
+    def __init__(
+        self, machine: Machine, channel: Channel, out: asyncio.StreamReader, err: asyncio.StreamReader
+    ) -> None:
         self.machine, self.pid = machine, 0
         self._channel, self._out, self._err = channel, out, err
         self._commands: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -362,7 +396,7 @@ class SSHSession:
 
     async def _kill(self) -> None:
         with contextlib.suppress(RunFailed):
-            await self.machine.run(kill_command(self.pid, self.machine.target.shell), within_s=KILL_S)
+            await self.machine.run(kill_command(self.pid, self.machine.target.shell), silent_s=KILL_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILL_S):
                 await self.wait()

@@ -23,6 +23,12 @@ class SmolclusterLauncherConf:
     """Python interpreter on ``host``; null: the path of this one."""
     connect_timeout_s: float = 10.0
     """Seconds to reach a machine by SSH; > 0, <= 600."""
+    sync: bool = True
+    """Send this machine's smolcluster to the others, unless they have the very same already."""
+    env: Optional[str] = None  # noqa: UP045
+    """Make an environment with all packages on each machine: venv, uv; null: its Python has them."""
+    wheelhouse: Optional[str] = None  # noqa: UP045
+    """Folder of wheels to install from, for machines without internet; null: from the package index."""
 
 
 ConfigStore.instance().store(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.plugins.launcher import Launcher
-
 from hydra_plugins.smolcluster_launcher import config  # noqa: F401  (registers the options)
 
 if TYPE_CHECKING:

@@ -1,0 +1,239 @@
+"""The sessions of a run whose nodes are on several machines: here by forking, elsewhere by SSH."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra_plugins.smolcluster_launcher._bundle import UNPACK, UNPACK_FILES, Parcel, wheel
+from hydra_plugins.smolcluster_launcher._mirror import PACK, Incoming, known_steps
+from hydra_plugins.smolcluster_launcher._preflight import Report, differences, here, obstacles
+from hydra_plugins.smolcluster_launcher._ssh import HostFailed, Machine, Target
+
+from smolcluster.cluster.session import Session, Sessions, Whereabouts, node_settings
+from smolcluster.errors import RunFailed
+
+if TYPE_CHECKING:
+    from smolcluster.cluster.inventory import Node
+    from smolcluster.spec.needs import Needs
+    from smolcluster.spec.run import RunSpec
+
+DEFAULT_WORKDIR = "~/.cache/smolcluster"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What ``hydra.launcher.*`` says about machines."""
+
+    sync: bool = True
+    env: str | None = None
+    wheelhouse: str | None = None
+    connect_timeout_s: float = 10.0
+
+
+def target_of(name: str, node: Node) -> Target:
+    """Where the machine of a node is reached."""
+    ssh = node.ssh
+    assert ssh is not None
+    return Target(
+        name=name,
+        host=ssh.host or node.host,
+        user=ssh.user,
+        port=ssh.port,
+        identity=ssh.identity,
+        jump=ssh.jump,
+    )
+
+
+class Machines:
+    """The SSH connections of a sweep: one for each machine, whoever asks."""
+
+    def __init__(self, connect_timeout_s: float) -> None:
+        self._connect_timeout_s = connect_timeout_s
+        self._known: dict[Target, Machine] = {}
+
+    def at(self, target: Target) -> Machine:
+        if target not in self._known:
+            self._known[target] = Machine(target, connect_timeout_s=self._connect_timeout_s)
+        return self._known[target]
+
+    def close(self) -> None:
+        for machine in self._known.values():
+            machine.close()
+        self._known.clear()
+
+
+class Counted:
+    """Pieces of data, counted as they are taken."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces, self.num_bytes = pieces, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            self.num_bytes += len(piece)
+            yield piece
+
+
+@dataclass
+class Remote:
+    """A machine that has been looked at and given what it needs."""
+
+    machine: Machine
+    report: Report
+    python: str
+    environment: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+
+
+class ClusterSessions:
+    """Implements :class:`smolcluster.cluster.session.Sessions` over machines of any kind."""
+
+    def __init__(self, spec: RunSpec, options: Options, machines: Machines, local: Sessions) -> None:
+        self.spec, self.options, self.machines, self.local = spec, options, machines, local
+        self.said: list[str] = []
+        self._remote: dict[str, Remote] = {}
+        self._run = ""
+
+    async def open(self, names: Sequence[str], run: str, needs: Needs) -> None:
+        """Reach every machine, look at it and send it what it lacks, before any node starts anywhere.
+
+        RunFailed has a line for each machine that cannot be used.
+        """
+        self._run = run
+        far = [name for name in names if self.spec.cluster.node(name).ssh is not None]
+        parcels = {key: Parcel.of(path) for key, path in needs.paths.items()}
+        parcels |= {f"module {path}": Parcel.of(path) for path in needs.modules}
+        found = await asyncio.gather(*(self._prepare(name, parcels) for name in far), return_exceptions=True)
+        failures = [each for each in found if isinstance(each, BaseException)]
+        for failure in failures:
+            if not isinstance(failure, RunFailed):
+                raise failure
+        if failures:
+            raise RunFailed("\n".join(str(failure) for failure in failures))
+        for line in differences([remote.report for remote in self._remote.values()], here()):
+            self.said.append(f"not the same everywhere: {line}")
+
+    async def _prepare(self, name: str, parcels: Mapping[str, Parcel]) -> None:
+        node = self.spec.cluster.node(name)
+        machine = self.machines.at(target_of(name, node))
+        await machine.open()
+        code = f"code/{wheel().name}"
+        wanted = [code, *(f"files/{parcel.name}" for parcel in parcels.values())]
+        report = await look(machine, name, node, wanted)
+        if problems := list(obstacles(report, environment=self.options.env is not None)):
+            raise HostFailed("\n".join(f"{name}: {problem}" for problem in problems))
+        remote = Remote(machine=machine, report=report, python=report.executable)
+        sent = await self._send(remote, code, parcels)
+        self.said.append(f"{name}: {report.system} {report.machine}, {report.cores} cores, {sent}")
+        self._remote[name] = remote
+
+    async def _send(self, remote: Remote, code: str, parcels: Mapping[str, Parcel]) -> str:
+        """Send what is not there; says what that was."""
+        report, count, size = remote.report, 0, 0
+        places = []
+        if self.options.sync:
+            bundle = wheel()
+            places.append(f"{report.workdir}/{code}")
+            if code not in report.there:
+                await self._unpack(remote, UNPACK, "code", bundle.name, [bundle.data])
+                count, size = count + 1, size + len(bundle.data)
+        for key, parcel in parcels.items():
+            folder = f"{report.workdir}/files/{parcel.name}"
+            if key.startswith("module "):
+                places.append(folder)
+            else:
+                remote.paths[key] = f"{folder}/{parcel.path.name}"
+            if f"files/{parcel.name}" not in report.there:
+                sent = Counted(parcel.stream())
+                await self._unpack(remote, UNPACK_FILES, "files", parcel.name, sent)
+                count, size = count + 1, size + sent.num_bytes
+        remote.environment["PYTHONPATH"] = os.pathsep.join(places)
+        return f"sent {count} bundle(s), {size / 1e6:.1f} MB" if count else "nothing to send"
+
+    async def _unpack(self, remote: Remote, script: str, folder: str, name: str, data: Iterable[bytes]) -> None:
+        root = f"{remote.report.workdir}/{folder}"
+        make = f"import os, sys; os.makedirs(sys.argv[1], exist_ok=True)\n{script}"
+        done = await remote.machine.run([remote.python, "-c", make, root, name], stdin=data)
+        if done.code != 0:
+            raise HostFailed(f"{remote.report.name}: {root}/{name} could not be written: {done.words}")
+
+    # --- the run -----------------------------------------------------------------------------------------
+
+    async def start(self, name: str) -> Session:
+        remote = self._remote.get(name)
+        if remote is None:
+            return await self.local.start(name)
+        threads = self.threads(name, remote)
+        return await remote.machine.start(
+            [remote.python, "-m", "smolcluster.node"],
+            directory=remote.report.workdir,
+            environment={**node_settings(threads), **remote.environment},
+        )
+
+    def place(self, name: str) -> Whereabouts | None:
+        remote = self._remote.get(name)
+        if remote is None:
+            return None
+        workdir = remote.report.workdir
+        return Whereabouts(
+            folder=f"{workdir}/runs/{self._run}",
+            cache=f"{workdir}/cache",
+            threads=self.threads(name, remote),
+            paths=remote.paths,
+        )
+
+    def threads(self, name: str, remote: Remote) -> int:
+        """Compute threads of a node: its share of its machine's cores."""
+        return self.spec.cluster.threads_per_node or max(1, remote.report.cores // self._sharing(name))
+
+    def _sharing(self, name: str) -> int:
+        """How many of this run's nodes compute on the machine of ``name``."""
+        target = self._remote[name].machine.target.host
+        return sum(other.machine.target.host == target for other in self._remote.values())
+
+    async def collect(self, name: str, folder: Path, *, everything: bool) -> None:
+        """Bring the checkpoints that a node has saved (and its export) into ``folder``."""
+        remote = self._remote.get(name)
+        if remote is None:
+            return
+        incoming = await asyncio.to_thread(Incoming, folder)
+        whole = False
+        try:
+            argv = [remote.python, "-c", PACK, f"{remote.report.workdir}/runs/{self._run}"]
+            argv += [json.dumps(known_steps(folder)), "all" if everything else "checkpoints"]
+            done = await remote.machine.run(argv, out=incoming.take)
+            whole = done.code == 0
+            if not whole:
+                raise HostFailed(f"{name}: checkpoints could not be fetched: {done.words}")
+        finally:
+            await asyncio.to_thread(incoming.finish, whole=whole)
+
+    async def close(self) -> None:
+        await self.local.close()
+
+
+async def look(machine: Machine, name: str, node: Node, wanted: Sequence[str]) -> Report:
+    """Ask a machine what it is and has."""
+    request = {"workdir": node.workdir or DEFAULT_WORKDIR, "packages": list(here()), "wanted": list(wanted)}
+    probe = Path(__file__).with_name("_probe.py").read_text(encoding="utf-8")
+    script = f"REQUEST = {json.dumps(request)!r}\n{probe}"
+    candidates = [node.python] if node.python else [sys.executable, "python3"]
+    choose = (
+        'for p in "$@"; do command -v "$p" >/dev/null && exec "$p" -; done; echo "no Python: tried $*" >&2; exit 127'
+    )
+    sent = time.time()
+    done = await machine.run(["sh", "-c", choose, "sh", *candidates], stdin=[script.encode()])
+    received = time.time()
+    try:
+        answer: Mapping[str, object] = json.loads(done.out)
+    except ValueError:
+        raise HostFailed(f"{name}: {done.words}; set cluster.nodes.{name}.python") from None
+    return Report.of(name, answer, sent=sent, received=received)
