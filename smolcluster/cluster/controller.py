@@ -136,25 +136,25 @@ class Controller:
 
     async def run(self) -> Outcome:
         """Start, supervise, end. Never raises for what a node does."""
-        loop = asyncio.get_running_loop()
-        ticker = self._spawn(self._tick(), "ticker")
+        ticker: asyncio.Task[None] | None = None
         try:
             if await self._ready():
-                self.carry_out(self.supervisor.begin(loop.time()))
+                self.carry_out(self.supervisor.begin(asyncio.get_running_loop().time()))
+                ticker = self._spawn(self._tick(), "ticker")
             await self._over.wait()
         finally:
-            ticker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ticker
+            if ticker is not None:
+                ticker.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await ticker
             await self._end_all()
         assert self.outcome is not None
         return self.outcome
 
     async def _ready(self) -> bool:
         """Reach the machines; what is in the way is the run's end, and so is an interrupt in the meantime."""
-        opening = asyncio.create_task(
-            self.sessions.open([member.name for member in self.roster], self.job.run, self.job.needs)
-        )
+        names = [member.name for member in self.roster]
+        opening = asyncio.create_task(self.sessions.open(names, self.job.run, self.job.needs, self._prepared))
         over = asyncio.create_task(self._over.wait())
         await asyncio.wait((opening, over), return_when=asyncio.FIRST_COMPLETED)
         over.cancel()
@@ -166,6 +166,9 @@ class Controller:
             except SmolclusterError as error:
                 self.end(EndRun(status="failed", reason=str(error)))
         return self.outcome is None
+
+    def _prepared(self, name: str, words: str) -> None:
+        self.journal("prepared", peer=name, reason=words)
 
     def interrupt(self) -> None:
         """The person wants to stop: the first time politely, the second time at once."""

@@ -62,8 +62,11 @@ class Whereabouts:
 class Sessions(Protocol):
     """Starts the node processes of a run, on this machine or on others."""
 
-    async def open(self, names: Sequence[str], run: str, needs: Needs) -> None:
-        """Make ready for these nodes, before any is started. RunFailed says what is in the way, a line for each."""
+    async def open(self, names: Sequence[str], run: str, needs: Needs, say: Say) -> None:
+        """Make ready for these nodes, before any is started; ``say`` is told what was done for which of them.
+
+        RunFailed says what is in the way, with a line for each node.
+        """
 
     async def start(self, name: str) -> Session: ...
 
@@ -71,12 +74,14 @@ class Sessions(Protocol):
         """Where that node works; None: on this machine, where everything is as the controller has it."""
 
     async def collect(self, name: str, folder: Path, *, everything: bool) -> None:
-        """Bring what a node on another machine has saved into the run's ``folder``; with ``everything``, its export too."""
+        """Bring the checkpoints of a node on another machine into ``folder``; with ``everything``, its export too."""
 
     async def close(self) -> None:
         """End what is shared by the sessions."""
 
 
+Say = Callable[[str, str], None]
+"""Takes a node's name, and what there is to tell of it."""
 Opener = Callable[["RunSpec", int], Sessions]
 """Makes the sessions of a run with so many threads for each node of this machine."""
 
@@ -84,7 +89,7 @@ Opener = Callable[["RunSpec", int], Sessions]
 class OnThisMachine:
     """What sessions need not do where all nodes are here."""
 
-    async def open(self, names: Sequence[str], run: str, needs: Needs) -> None:
+    async def open(self, names: Sequence[str], run: str, needs: Needs, say: Say) -> None:
         return
 
     def place(self, name: str) -> Whereabouts | None:

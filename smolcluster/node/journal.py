@@ -146,7 +146,7 @@ class NodeJournal:
         keep = self.spec.train.keep_checkpoints
         path = await asyncio.to_thread(save, self.folder, checkpoint, keep=keep, best=best)
         self._saved_at = checkpoint.step
-        self.report("checkpoint", step=checkpoint.step, path=str(path), best=best)
+        self.report("checkpoint", step=checkpoint.step, path=f"{self.folder.name}/{path.name}", best=best)
         self.report("state", state="training", detail="")
 
     @contextlib.asynccontextmanager

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from smolcluster.spec.run import RunSpec
@@ -77,8 +76,6 @@ class Tracking:
         """``event`` as the controller has stamped it; ``t`` is added where it is missing."""
         if "t" not in event:
             event = {**event, "t": self._clock()}
-        if event.get("event") == "checkpoint":
-            event = {**event, "path": self._inside(event.get("path"))}
         for name, receive in tuple(self._receivers.items()):
             try:
                 receive(event)
@@ -115,13 +112,6 @@ class Tracking:
             self._guard("logs", self._logs.close)
             self._guard("directory", self._directory.close)
         return result
-
-    def _inside(self, path: object) -> object:
-        """A path in the run's directory as seen from there, so that the directory can be moved."""
-        try:
-            return str(Path(str(path)).relative_to(self.run.path))
-        except ValueError:
-            return path
 
     def _begin(self, tracker: Tracker, record: Mapping[str, Any]) -> None:
         for words in tracker.start(record):

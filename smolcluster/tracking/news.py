@@ -20,6 +20,8 @@ PHRASES = {
     "late": ("{who} answered too late{at}", WARN),
     "refused": ("something that {who} sent was refused{at}", WARN),
     "rejected": ("something that {who} sent was refused{at}", WARN),
+    "prepared": ("{who}", INFO),
+    "not fetched": ("what {who} has saved is not here yet", WARN),
     "killed": ("{who} is killed", BAD),
     "failed": ("{who} failed{at}", BAD),
     "resumed": ("goes on from {who}", GOOD),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import smolcluster
 from smolcluster.spec.build import conf_dir
@@ -32,8 +33,6 @@ if hashlib.sha256(data).hexdigest() != name:
     sys.exit("what arrived is not what was sent")
 beside = os.path.join(root, "%s.part-%d" % (name, os.getpid()))
 zipfile.ZipFile(io.BytesIO(data)).extractall(beside)
-with open(os.path.join(root, name + ".whl.part-%d" % os.getpid()), "wb") as file:
-    file.write(data)
 try:
     os.rename(beside, os.path.join(root, name))
 except OSError:
@@ -126,24 +125,30 @@ class Parcel:
 
     def stream(self) -> Iterator[bytes]:
         """The bytes of a tar file, made while they are sent."""
-        pieces: list[bytes] = []
-        with tarfile.open(mode="w|", fileobj=_Collector(pieces), bufsize=1 << 20) as archive:
+        pieces = _Pieces()
+        with tarfile.open(mode="w|", fileobj=pieces, bufsize=1 << 20) as archive:
             for file in [self.path] if self.path.is_file() else walk(self.path):
                 archive.add(file, file.relative_to(self.path.parent).as_posix(), recursive=False)
-                yield from pieces
-                pieces.clear()
-        yield from pieces
+                yield from pieces.taken()
+        yield from pieces.taken()
 
 
-class _Collector:
-    """A file that is written to, for tarfile."""
+class _Pieces(io.RawIOBase):
+    """A file that is written to and emptied."""
 
-    def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
 
-    def write(self, data: bytes) -> int:
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
         self._pieces.append(bytes(data))
         return len(data)
+
+    def taken(self) -> list[bytes]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
 
 UNPACK_FILES = """

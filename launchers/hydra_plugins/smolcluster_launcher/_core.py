@@ -132,7 +132,7 @@ class Sweep:
             "singletons": Singleton.get_state(),
         }
         path = [str(Path(entry).absolute()) for entry in sys.path]
-        return cloudpickle.dumps({"path": path, "job": cloudpickle.dumps(inner)})
+        return bytes(cloudpickle.dumps({"path": path, "job": cloudpickle.dumps(inner)}))
 
 
 class Lead:

@@ -75,11 +75,12 @@ def _packed(returned: Any) -> bytes:
     import cloudpickle
 
     try:
-        return cloudpickle.dumps(returned)
-    except Exception:
+        packed = cloudpickle.dumps(returned)
+    except Exception:  # noqa: BLE001  (whatever a user's error holds)
         error = returned._return_value
         returned._return_value = RuntimeError(f"{type(error).__name__}: {error}")
-        return cloudpickle.dumps(returned)
+        packed = cloudpickle.dumps(returned)
+    return bytes(packed)
 
 
 if __name__ == "__main__":

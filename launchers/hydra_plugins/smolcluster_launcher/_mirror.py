@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tarfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,8 +19,8 @@ folder, known, everything = sys.argv[1], set(json.loads(sys.argv[2])), sys.argv[
 os.chdir(folder) if os.path.isdir(folder) else sys.exit(0)
 archive = tarfile.open(mode="w|", fileobj=sys.stdout.buffer)
 root = "checkpoints"
-steps = [s for s in (os.listdir(root) if os.path.isdir(root) else []) if os.path.isfile(os.path.join(root, s, "state.json"))]
-steps = [s for s in steps if s.startswith("step-") and not os.path.islink(os.path.join(root, s))]
+names = os.listdir(root) if os.path.isdir(root) else []
+steps = [n for n in names if n.startswith("step-") and os.path.isfile(os.path.join(root, n, "state.json"))]
 about = {"steps": steps, "pointers": {}}
 for name in ("latest", "best"):
     path = os.path.join(root, name)
@@ -74,15 +74,13 @@ class Incoming:
                     pass  # what follows the end of the archive
         except tarfile.ReadError as error:
             self._failure = None if str(error) == "empty file" else error
-        except Exception as error:
+        except (OSError, tarfile.TarError) as error:
             self._failure = error
 
     def finish(self, *, whole: bool) -> None:
         """Close the stream; where it was ``whole``, put everything in its place, pointers last."""
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._sink.close()
-        except BrokenPipeError:
-            pass
         self._thread.join()
         try:
             if self._failure is not None:
@@ -113,6 +111,3 @@ def _replace(new: Path, place: Path) -> None:
     if place.exists():
         shutil.rmtree(place)
     new.rename(place)
-
-
-Say = Callable[[str], None]

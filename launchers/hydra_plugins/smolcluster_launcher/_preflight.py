@@ -1,4 +1,4 @@
-"""What must be so on a machine before a node is started there. Pure: from what machines say of themselves to findings."""
+"""What must be so on a machine before a node is started there. Pure: from what machines say to what is wrong."""
 
 from __future__ import annotations
 

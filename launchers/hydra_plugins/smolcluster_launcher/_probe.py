@@ -1,5 +1,9 @@
-# Sent to a machine and run there by whatever Python it has, before anything else: hence old-fashioned, without
-# annotations, and with the standard library only. REQUEST is put in front of it; the answer is one line of JSON.
+"""Sent to a machine and run there by whatever Python it has, before anything else.
+
+Hence old-fashioned, without annotations, and with the standard library only. The question is its argument, the answer
+one line of JSON on its standard output.
+"""
+
 import json
 import os
 import platform
@@ -62,4 +66,5 @@ def probe(request):
     return answer
 
 
-print(json.dumps(probe(json.loads(REQUEST))))  # noqa: F821
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(probe(json.loads(sys.argv[1]))) + "\n")

@@ -17,7 +17,7 @@ from hydra_plugins.smolcluster_launcher._mirror import PACK, Incoming, known_ste
 from hydra_plugins.smolcluster_launcher._preflight import Report, differences, here, obstacles
 from hydra_plugins.smolcluster_launcher._ssh import HostFailed, Machine, Target
 
-from smolcluster.cluster.session import Session, Sessions, Whereabouts, node_settings
+from smolcluster.cluster.session import Say, Session, Sessions, Whereabouts, node_settings
 from smolcluster.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
 
 DEFAULT_WORKDIR = "~/.cache/smolcluster"
+CHOOSE = """
+for p in "$@"; do command -v "$p" >/dev/null && exec "$p" - "$0"; done
+echo "there is no Python: tried $*" >&2; exit 127
+"""
+"""Runs the script on its stdin with the first interpreter that is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +103,10 @@ class ClusterSessions:
 
     def __init__(self, spec: RunSpec, options: Options, machines: Machines, local: Sessions) -> None:
         self.spec, self.options, self.machines, self.local = spec, options, machines, local
-        self.said: list[str] = []
         self._remote: dict[str, Remote] = {}
         self._run = ""
 
-    async def open(self, names: Sequence[str], run: str, needs: Needs) -> None:
+    async def open(self, names: Sequence[str], run: str, needs: Needs, say: Say) -> None:
         """Reach every machine, look at it and send it what it lacks, before any node starts anywhere.
 
         RunFailed has a line for each machine that cannot be used.
@@ -111,7 +115,7 @@ class ClusterSessions:
         far = [name for name in names if self.spec.cluster.node(name).ssh is not None]
         parcels = {key: Parcel.of(path) for key, path in needs.paths.items()}
         parcels |= {f"module {path}": Parcel.of(path) for path in needs.modules}
-        found = await asyncio.gather(*(self._prepare(name, parcels) for name in far), return_exceptions=True)
+        found = await asyncio.gather(*(self._prepare(name, parcels, say) for name in far), return_exceptions=True)
         failures = [each for each in found if isinstance(each, BaseException)]
         for failure in failures:
             if not isinstance(failure, RunFailed):
@@ -119,9 +123,9 @@ class ClusterSessions:
         if failures:
             raise RunFailed("\n".join(str(failure) for failure in failures))
         for line in differences([remote.report for remote in self._remote.values()], here()):
-            self.said.append(f"not the same everywhere: {line}")
+            say("not the same everywhere", line)
 
-    async def _prepare(self, name: str, parcels: Mapping[str, Parcel]) -> None:
+    async def _prepare(self, name: str, parcels: Mapping[str, Parcel], say: Say) -> None:
         node = self.spec.cluster.node(name)
         machine = self.machines.at(target_of(name, node))
         await machine.open()
@@ -132,7 +136,7 @@ class ClusterSessions:
             raise HostFailed("\n".join(f"{name}: {problem}" for problem in problems))
         remote = Remote(machine=machine, report=report, python=report.executable)
         sent = await self._send(remote, code, parcels)
-        self.said.append(f"{name}: {report.system} {report.machine}, {report.cores} cores, {sent}")
+        say(name, f"{report.system} {report.machine}, {report.cores} cores, {sent}")
         self._remote[name] = remote
 
     async def _send(self, remote: Remote, code: str, parcels: Mapping[str, Parcel]) -> str:
@@ -223,14 +227,15 @@ class ClusterSessions:
 async def look(machine: Machine, name: str, node: Node, wanted: Sequence[str]) -> Report:
     """Ask a machine what it is and has."""
     request = {"workdir": node.workdir or DEFAULT_WORKDIR, "packages": list(here()), "wanted": list(wanted)}
-    probe = Path(__file__).with_name("_probe.py").read_text(encoding="utf-8")
-    script = f"REQUEST = {json.dumps(request)!r}\n{probe}"
-    candidates = [node.python] if node.python else [sys.executable, "python3"]
-    choose = (
-        'for p in "$@"; do command -v "$p" >/dev/null && exec "$p" -; done; echo "no Python: tried $*" >&2; exit 127'
-    )
+    question = json.dumps(request)
+    script = Path(__file__).with_name("_probe.py").read_bytes()
+    if machine.target.shell == "powershell":
+        argv = [node.python or "python", "-", question]
+    else:
+        candidates = [node.python] if node.python else [sys.executable, "python3"]
+        argv = ["sh", "-c", CHOOSE, question, *candidates]
     sent = time.time()
-    done = await machine.run(["sh", "-c", choose, "sh", *candidates], stdin=[script.encode()])
+    done = await machine.run(argv, stdin=[script])
     received = time.time()
     try:
         answer: Mapping[str, object] = json.loads(done.out)

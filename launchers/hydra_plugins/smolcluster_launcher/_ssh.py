@@ -159,7 +159,7 @@ class Machine:
         where = self._where(connection)
         try:
             connection.open()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is told in one line)
             _close(connection)
             raise HostFailed(f"{self.name}: {why(error, connection, where, self.connect_timeout_s)}") from None
         connection.transport.set_keepalive(KEEPALIVE_S)
@@ -195,7 +195,7 @@ class _Talk:
     def _guarded(self, work: Callable[..., None], *args: Any) -> None:
         try:
             work(*args)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (raised again by who waits)
             self._failure = self._failure or error
             self._channel.close()  # which ends the other threads
 
@@ -289,12 +289,13 @@ def why(error: Exception, connection: Connection, where: str, timeout_s: float) 
         case UnknownHost(key=key):
             scan = shlex.join(["ssh-keyscan", *(["-p", str(port)] if port != 22 else []), host])
             shown = f"{key.get_name()} {key.fingerprint}"
-            return f"the host key of {host}:{port} is not known ({shown}); if it is that machine's: {scan} >> ~/.ssh/known_hosts"
+            accept = f"{scan} >> ~/.ssh/known_hosts"
+            return f"the host key of {host}:{port} is not known ({shown}); if it is that machine's: {accept}"
         case BadHostKeyException(key=key):
             name = host if port == 22 else f"[{host}]:{port}"
             return (
-                f"{host}:{port} shows another host key than the known one ({key.get_name()} {key.fingerprint}): somebody may "
-                f"be in between; if the machine was set up anew: {shlex.join(['ssh-keygen', '-R', name])}"
+                f"{host}:{port} shows another host key than the known one ({key.get_name()} {key.fingerprint}): "
+                f"somebody may be in between; if the machine was set up anew: {shlex.join(['ssh-keygen', '-R', name])}"
             )
         case AuthenticationException():
             return f"{where} accepts none of your keys (try: ssh -p {port} {connection.user}@{host}): {error}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import hydra_plugins.smolcluster_launcher.config  # noqa: F401  (registers the options)
 from hydra.plugins.launcher import Launcher
-from hydra_plugins.smolcluster_launcher import config  # noqa: F401  (registers the options)
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
