@@ -6,19 +6,17 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import smolcluster
 from smolcluster.cli import earlier
 from smolcluster.cli.streams import tell
 from smolcluster.cli.words import rewrite
-from smolcluster.errors import ConfigError, Problem, RunFailed, SmolclusterError
+from smolcluster.errors import ConfigError, Problem, SmolclusterError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from smolcluster.pipeline.jobs import Jobs
 
-    from smolcluster.pipeline.job import Result
 
 ONLY_SHOW = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 """With one of these Hydra only shows something: nothing is validated and nothing runs."""
@@ -56,54 +54,40 @@ def _main(words: list[str]) -> int:
         return _show(words)
     flags, overrides = _split(words)
     overrides = rewrite(overrides)
+    from smolcluster.cli.job import JobFailed
     from smolcluster.pipeline.job import preflight
+    from smolcluster.pipeline.jobs import gathered
     from smolcluster.spec.compose import validate_jobs
 
     specs = validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd")), here=True)
     for spec in specs:
         preflight(spec)
-    results: list[Result] = []
     code = 0
-    try:
-        _start([*flags, *overrides], results, len(specs))
-    except KeyboardInterrupt:
-        code = 130
-    return _conclude(results) or code
+    with gathered(len(specs)) as jobs:
+        try:
+            _start([*flags, *overrides])
+        except KeyboardInterrupt:
+            code = 130
+        except JobFailed:  # told already, and among the finished
+            code = 1
+    return max(_conclude(jobs), code)
 
 
-def _start(words: list[str], results: list[Result], num_jobs: int) -> None:
+def _start(words: list[str]) -> None:
     """Let Hydra start the jobs. What it cannot do is about its own keys, or about the place where it writes."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from smolcluster.cli.job import smolcluster as job
     from smolcluster.pipeline.job import unwritable
 
     try:
-        _hydra(words, lambda config: _guarded(config, results, num_jobs))
-    except _Refused as refused:
-        raise refused.error from None
+        _hydra(words, job)
     except (HydraException, OmegaConfBaseException) as error:
         first = str(error).splitlines()[0]
         raise ConfigError([Problem(key="hydra", value=" ".join(words), rule=f"cannot be composed: {first}")]) from None
     except OSError as error:
         raise unwritable(error.filename or "outputs", error) from None
-
-
-class _Refused(BaseException):
-    """Carries an error past Hydra, which would print a report of its own for any Exception."""
-
-    def __init__(self, error: SmolclusterError) -> None:
-        self.error = error
-        super().__init__(str(error))
-
-
-def _guarded(config: DictConfig, results: list[Result], num_jobs: int) -> float | None:
-    try:
-        return _job(config, results, num_jobs)
-    except SmolclusterError as error:
-        raise _Refused(error) from None
-    except OSError as error:
-        raise _Refused(RunFailed(f"the controller: {error}")) from error
 
 
 def _show(words: Sequence[str]) -> int:
@@ -123,45 +107,20 @@ def _show(words: Sequence[str]) -> int:
     return 0
 
 
-def _job(config: DictConfig, results: list[Result], num_jobs: int) -> float | None:
-    """One job, as Hydra starts it: from its configuration to its metric."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from smolcluster.pipeline.job import Place
-    from smolcluster.spec.compose import spec_of
-
-    hydra = HydraConfig.get()
-    spec = spec_of(config, {str(k): str(v) for k, v in hydra.runtime.choices.items()})
-    folder = Path(hydra.runtime.output_dir).absolute()
-    if (folder / "run_spec.json").exists():
-        rule = "holds a run already: two runs must not share a directory"
-        raise ConfigError([Problem(key="hydra.sweep.dir", value=folder, rule=rule)])
-    place = Place(folder=folder, overrides=list(hydra.overrides.task), number=int(hydra.job.num))
-    if num_jobs > 1:
-        tell(f"\nrun {place.number}, {place.number + 1} of {num_jobs}: {' '.join(place.overrides)}", sys.stdout)
-    result: Result = spec.pipeline.run(spec, place)
-    results.append(result)
-    if result.outcome.status == "interrupted":
-        raise KeyboardInterrupt
-    if result.outcome.status == "failed" and not (sys.stdout.isatty() and sys.stderr.isatty()):
-        tell(f"smolcluster: {result.outcome.reason}", sys.stderr)
-    return result.metric
-
-
-def _conclude(results: Sequence[Result]) -> int:
+def _conclude(jobs: Jobs) -> int:
     """The table of a sweep, and the last line: where everything is."""
     from smolcluster.tracking.tables import comparison_table, show
 
-    if not results:
+    finished = jobs.in_order
+    if not finished:
         return 0
-    if len(results) > 1:
-        rows = [{**result.summary, "run": result.number, "overrides": list(result.overrides)} for result in results]
+    if len(finished) > 1:
         with suppress(OSError):  # whoever read the output has gone
-            show(sys.stdout, comparison_table(rows))
-    folder = results[0].folder if len(results) == 1 else results[0].folder.parent
+            show(sys.stdout, comparison_table([job.row for job in finished]))
+    folder = finished[0].folder if jobs.total == 1 else finished[0].folder.parent
     shown = os.path.relpath(folder)
     tell(shown if not shown.startswith("..") else str(folder), sys.stdout)
-    return max(result.outcome.exit_code for result in results)
+    return max(job.exit_code for job in finished)
 
 
 def _hydra(words: Sequence[str], task: Any) -> None:
@@ -175,11 +134,7 @@ def _hydra(words: Sequence[str], task: Any) -> None:
     try:
         decorate = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)
 
-        def job(config: DictConfig) -> Any:
-            return task(config)
-
-        job.__name__ = job.__qualname__ = "smolcluster"  # Hydra takes the job's name from it
-        decorate(job)()
+        decorate(task)()
     finally:
         sys.argv = saved
         os.environ.pop("HYDRA_FULL_ERROR", None)

@@ -28,6 +28,8 @@ from omegaconf import DictConfig, open_dict
 
 from smolcluster.cluster.session import LocalProcesses, Session, Sessions, local_sessions, opener
 from smolcluster.errors import ConfigError, Problem, RunFailed
+from smolcluster.pipeline import jobs
+from smolcluster.pipeline.jobs import Finished
 
 if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
@@ -61,12 +63,12 @@ class Sweep:
         if problems := list(wrong(self.options)):
             raise ConfigError(problems)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        jobs = [self.compose(number, overrides) for number, overrides in enumerate(job_overrides, first)]
-        log.info("Launching %d jobs", len(jobs))
+        batch = [self.compose(number, overrides) for number, overrides in enumerate(job_overrides, first)]
+        log.info("Launching %d jobs", len(batch))
         if self.options.max_concurrent == 1 and self.options.host is None:
             with self.machines():
-                return [self.run_here(job) for job in jobs]
-        return asyncio.run(self.run_beside(jobs))
+                return [self.run_here(job) for job in batch]
+        return asyncio.run(self.run_beside(batch))
 
     @contextmanager
     def machines(self) -> Iterator[None]:
@@ -101,20 +103,23 @@ class Sweep:
             job_subdir_key="hydra.sweep.subdir",
         )
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        return returned
+        return quiet(returned)
 
     # --- in processes of their own -----------------------------------------------------------------------
 
-    async def run_beside(self, jobs: Sequence[Job]) -> list[JobReturn]:
+    async def run_beside(self, batch: Sequence[Job]) -> list[JobReturn]:
         """So many jobs at a time as may run; the next one starts when one has ended."""
         places = asyncio.Semaphore(self.options.max_concurrent)
         machine = LocalProcesses(dict(os.environ), LEAD)
 
         async def one(job: Job) -> JobReturn:
             async with places:
-                return await Lead(await machine.start(f"job {job.number}"), job.number).run(self.parcel(job))
+                lead = Lead(await machine.start(f"job {job.number}"), job.number)
+                returned = quiet(await lead.run(self.parcel(job)))
+            note(returned, job)
+            return returned
 
-        tasks = [asyncio.create_task(one(job), name=f"job {job.number}") for job in jobs]
+        tasks = [asyncio.create_task(one(job), name=f"job {job.number}") for job in batch]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
@@ -173,6 +178,33 @@ class Lead:
         async for line in self.session.errors():
             sys.stdout.write(f"[run {self.number}] {line}\n")
             sys.stdout.flush()
+
+
+class QuietReturn(JobReturn):
+    """A return whose failure is raised and not also printed: it has been told by then."""
+
+    @property
+    def return_value(self) -> Any:
+        assert self.status != JobStatus.UNKNOWN, "return_value not yet available"
+        if self.status == JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
+
+
+def quiet(returned: JobReturn) -> QuietReturn:
+    return QuietReturn(**vars(returned))
+
+
+def note(returned: JobReturn, job: Job) -> None:
+    """Note a job that ran in a process of its own."""
+    output = returned.hydra_cfg.hydra.runtime.output_dir if returned.hydra_cfg else None
+    reason = "" if returned.status == JobStatus.COMPLETED else str(returned._return_value)
+    if output is not None:
+        jobs.note(Finished.read(number=job.number, folder=Path(output), overrides=job.overrides, reason=reason))
 
 
 def wrong(options: DictConfig) -> Iterable[Problem]:

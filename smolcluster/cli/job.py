@@ -1,0 +1,69 @@
+"""One job, as Hydra's launcher calls it: from its configuration to its metric.
+
+A module of its own, so that a process of its own can run it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smolcluster.cli.streams import tell
+from smolcluster.errors import ConfigError, Problem, RunFailed, SmolclusterError
+from smolcluster.pipeline import jobs
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+class JobFailed(RunFailed):
+    """A run has failed, and that has been told; for those who count."""
+
+
+def smolcluster(config: DictConfig) -> float | None:
+    """Run the job; what a sweeper minimises. Named as Hydra shall call the job.
+
+    JobFailed when the run fails, ConfigError when it must not begin, KeyboardInterrupt when it is interrupted.
+    """
+    try:
+        return _run(config)
+    except SmolclusterError:
+        raise
+    except OSError as error:
+        raise RunFailed(f"the controller: {error}") from error
+
+
+def _run(config: DictConfig) -> float | None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from smolcluster.pipeline.job import Place
+    from smolcluster.spec.compose import spec_of
+
+    hydra = HydraConfig.get()
+    spec = spec_of(config, {str(k): str(v) for k, v in hydra.runtime.choices.items()})
+    folder = Path(hydra.runtime.output_dir).absolute()
+    if (folder / "run_spec.json").exists():
+        rule = "holds a run already: two runs must not share a directory"
+        raise ConfigError([Problem(key="hydra.sweep.dir", value=folder, rule=rule)])
+    place = Place(folder=folder, overrides=list(hydra.overrides.task), number=int(hydra.job.num))
+    gathering = jobs.current.get()
+    if gathering is not None and gathering.total > 1:
+        tell(f"\nrun {place.number}, {place.number + 1} of {gathering.total}: {' '.join(place.overrides)}", sys.stdout)
+    result = spec.pipeline.run(spec, place)
+    jobs.note(
+        jobs.Finished(
+            number=place.number,
+            folder=folder,
+            overrides=place.overrides,
+            summary=result.summary or {"status": result.outcome.status, "reason": result.outcome.reason},
+        )
+    )
+    if result.outcome.status == "interrupted":
+        raise KeyboardInterrupt
+    if result.outcome.status == "failed":
+        if not (sys.stdout.isatty() and sys.stderr.isatty()):
+            tell(f"smolcluster: {result.outcome.reason}", sys.stderr)
+        raise JobFailed(result.outcome.reason)
+    metric: float | None = result.metric
+    return metric
