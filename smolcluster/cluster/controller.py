@@ -324,15 +324,15 @@ class Controller:
         code = await handle.session.wait()
         await asyncio.wait(handle.tasks[:2], timeout=OUTPUT_S)
         handle.session.close()
-        now = asyncio.get_running_loop().time()
+        how, now = handle.session.how(code), asyncio.get_running_loop().time()
         for name in handle.names:
             if self.handles.get(name) is handle:
                 del self.handles[name]
             state = self.supervisor.nodes[name]
             lost = not (state.phase.value == "finished" and code == 0)
             if lost and self.outcome is None:
-                self._take(name, {"event": "state", "state": "lost", "detail": self.supervisor.loss(name, code)})
-            self.carry_out(self.supervisor.exited(name, code, now))
+                self._take(name, {"event": "state", "state": "lost", "detail": self.supervisor.loss(name, how)})
+            self.carry_out(self.supervisor.exited(name, code, now, how=how))
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()

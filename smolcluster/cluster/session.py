@@ -26,6 +26,20 @@ MAX_EVENT_BYTES = 16 << 20
 FORK_SERVER = "the process that nodes of this machine are forked from"
 
 
+def ending(code: int) -> str:
+    """An exit code in words.
+
+    >>> ending(-9)
+    'killed by signal 9 (SIGKILL)'
+    """
+    if code < 0:
+        try:
+            return f"killed by signal {-code} ({signal.Signals(-code).name})"
+        except ValueError:
+            return f"killed by signal {-code}"
+    return f"ended with exit code {code}"
+
+
 class Session(Protocol):
     """A node process that has been started."""
 
@@ -42,6 +56,9 @@ class Session(Protocol):
 
     async def wait(self) -> int:
         """The exit code (negative: the signal that killed it), once it has ended."""
+
+    def how(self, code: int) -> str:
+        """How it has ended, in words."""
 
     def kill(self) -> None: ...
 
@@ -137,6 +154,9 @@ class Pipes:
     async def errors(self) -> AsyncIterator[str]:
         async for line in lines_of(self._stderr):
             yield line.decode(errors="replace").rstrip()
+
+    def how(self, code: int) -> str:
+        return ending(code)
 
     def close(self) -> None:
         self._stdin.close()

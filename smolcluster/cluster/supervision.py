@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal
 
+from smolcluster.cluster.session import ending
 from smolcluster.ports import Member, View
 
 LEAVING_S = 5.0
@@ -195,23 +196,23 @@ class Supervisor:
         node.failure = f"{reporter} says: {name} {reason}"
         return [KillNode(name=name, reason=node.failure)]
 
-    def loss(self, name: str, code: int) -> str:
-        """What happened to a node that has ended with ``code``, and whether it will not come back."""
+    def loss(self, name: str, how: str) -> str:
+        """What happened to a node whose process ended in the way ``how``, and whether it will not come back."""
         node, rules = self.nodes[name], self.rules
-        how = node.failure or ending(code)
+        how = node.failure or how
         if node.member.role == "server" or not rules.survives_workers or node.restarts < rules.max_restarts:
             return how
         return f"{how}; it is not started again (cluster.max_restarts={rules.max_restarts})"
 
-    def exited(self, name: str, code: int, now: float) -> list[Action]:
-        """The node's process has ended."""
+    def exited(self, name: str, code: int, now: float, *, how: str = "") -> list[Action]:
+        """The node's process has ended; ``how`` says more of it than the code, where more is known."""
         node = self.nodes[name]
         if node.phase is Phase.FINISHED and code == 0:
             return self._maybe_done()
         if self.over and name != self.owner:
             node.phase = Phase.GONE
             return self._maybe_done()
-        how = node.failure or ending(code)
+        how = node.failure or how or ending(code)
         node.phase = Phase.GONE
         who = called(node.member)
         if self.ended is not None:
@@ -289,19 +290,3 @@ def called(member: Member) -> str:
     ('worker1', 'mini1 (server)')
     """
     return member.name if member.name.startswith(member.role) else f"{member.name} ({member.role})"
-
-
-def ending(code: int) -> str:
-    """An exit code in words.
-
-    >>> ending(-9)
-    'killed by signal 9 (SIGKILL)'
-    """
-    import signal
-
-    if code < 0:
-        try:
-            return f"killed by signal {-code} ({signal.Signals(-code).name})"
-        except ValueError:
-            return f"killed by signal {-code}"
-    return f"ended with exit code {code}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from smolcluster.cluster.session import ending
 from smolcluster.cluster.supervision import (
     EndRun,
     KillNode,
@@ -12,7 +13,6 @@ from smolcluster.cluster.supervision import (
     Rules,
     StartNode,
     Supervisor,
-    ending,
 )
 from smolcluster.ports import Member
 
@@ -37,7 +37,7 @@ def running(survives: bool = True, restarts: int = 1, least: int = 1) -> Supervi
 
 def test_a_worker_that_dies_is_lost_and_started_again_as_a_new_member() -> None:
     supervisor = running()
-    assert supervisor.loss("worker1", -9) == "killed by signal 9 (SIGKILL)"
+    assert supervisor.loss("worker1", ending(-9)) == "killed by signal 9 (SIGKILL)"
     lost, start = supervisor.exited("worker1", -9, 5.0)
     assert isinstance(lost, PublishView)
     assert lost.reason == "worker1: killed by signal 9 (SIGKILL)"
@@ -51,7 +51,10 @@ def test_a_worker_that_dies_is_lost_and_started_again_as_a_new_member() -> None:
     member = back.view.get("worker1")
     assert member is not None
     assert member.joined == 3
-    assert supervisor.loss("worker1", 1) == "ended with exit code 1; it is not started again (cluster.max_restarts=1)"
+    assert (
+        supervisor.loss("worker1", "ended with exit code 1")
+        == "ended with exit code 1; it is not started again (cluster.max_restarts=1)"
+    )
     (gone,) = supervisor.exited("worker1", 1, 6.0)
     assert isinstance(gone, PublishView), "no restart is left, the run goes on with the other"
 

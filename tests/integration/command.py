@@ -27,6 +27,8 @@ class Command:
 
     folder: Path
     words: tuple[str, ...]
+    home: Path | None = None
+    """Home of the person who types it; None: that of who runs the tests."""
     lines: list[str] = field(default_factory=list)
     stderr: str = ""
 
@@ -38,7 +40,7 @@ class Command:
             stdin=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
-            env={**os.environ, "COLUMNS": "200"},
+            env={**os.environ, "COLUMNS": "200", **({} if self.home is None else {"HOME": str(self.home)})},
         )
         self._changed = threading.Condition()
         self._readers = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]

@@ -153,15 +153,6 @@ def test_an_event_without_a_time_gets_one(run: RunInfo) -> None:
     hub.finish("done", "")
 
 
-def test_a_checkpoint_is_named_as_seen_from_the_runs_directory(run: RunInfo, say: Any) -> None:
-    hub = tracking(run, io.StringIO())
-    for path in (run.path / "checkpoints" / "step-3", "/elsewhere/step-4", "checkpoints/step-5"):
-        hub.on_event(say("mini1", "checkpoint", step=3, path=str(path), best=False))
-    paths = [event["path"] for event in RunReader(run.path).events()]
-    assert paths == ["checkpoints/step-3", "/elsewhere/step-4", "checkpoints/step-5"]
-    assert hub.finish("done", "")["checkpoint"] == "checkpoints/step-5"
-
-
 def test_more_may_be_known_of_a_run_later(run: RunInfo) -> None:
     hub = tracking(run, io.StringIO())
     hub.start({"nodes": {}})

@@ -72,6 +72,7 @@ def _single(word: str) -> str:
 
 def _native(word: str) -> str:
     """What PowerShell's old way leaves undone: double quotes escaped, and backslashes that stand before one."""
+    if not word:
+        return '""'  # an empty argument would be left out
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', word)
-    needs_quotes = not word or re.search(r"\s", word)
-    return re.sub(r"(\\+)$", r"\1\1", escaped) if needs_quotes else escaped
+    return re.sub(r"(\\+)$", r"\1\1", escaped) if re.search(r"\s", word) else escaped

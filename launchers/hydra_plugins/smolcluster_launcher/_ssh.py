@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra_plugins.smolcluster_launcher._quoting import Shell, command_line
 
-from smolcluster.cluster.session import MAX_EVENT_BYTES, lines_of
+from smolcluster.cluster.session import MAX_EVENT_BYTES, ending, lines_of
 from smolcluster.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -83,13 +83,17 @@ class Machine:
     def name(self) -> str:
         return self.target.name
 
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None and bool(self._connection.is_connected)
+
     async def open(self) -> None:
         """Connect, unless that is done. HostFailed says which machine cannot be reached, why, and what to do."""
         await self._wait(self._open_once)
 
     def _open_once(self) -> None:
         with self._opening:
-            if self._connection is None or not self._connection.is_connected:
+            if not self.connected:
                 self._connection = self._open()
 
     async def run(
@@ -330,6 +334,7 @@ class SSHSession:
         self._commands: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._killer: asyncio.Task[None] | None = None
+        self._given_up, self._lost = False, ""
 
     @classmethod
     async def begin(cls, machine: Machine, channel: Channel) -> SSHSession:
@@ -390,6 +395,13 @@ class SSHSession:
     async def wait(self) -> int:
         return await asyncio.shield(self._ended)
 
+    def how(self, code: int) -> str:
+        if code >= 0:
+            return ending(code)
+        if self._given_up:
+            return f"{self.machine.name} does not answer any more"
+        return "killed" if self._killer is not None else self._lost or "killed by a signal"
+
     def kill(self) -> None:
         """End the process at once, over a channel of its own; a machine that does not answer is given up."""
         if self._killer is None and not self._ended.done():
@@ -398,14 +410,18 @@ class SSHSession:
     async def _kill(self) -> None:
         with contextlib.suppress(RunFailed):
             await self.machine.run(kill_command(self.pid, self.machine.target.shell), silent_s=KILL_S)
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(KILL_S):
                 await self.wait()
+        except TimeoutError:
+            self._given_up = True
         self._channel.close()
         self._end(-9)
 
     def _end(self, code: int) -> None:
         if not self._ended.done():
+            if code < 0 and not self.machine.connected:
+                self._lost = f"the SSH connection to {self.machine.name} is lost"
             self._ended.set_result(code)
 
     def _write(self) -> None:

@@ -1,0 +1,189 @@
+"""Training on three hosts that are reached by SSH: the same as here, and what happens when something breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from smolcluster.tracking.rundir import RunReader
+from tests.integration.command import command
+from tests.integration.hosts import why_not
+from tests.integration.on_hosts import Cluster, node_pids
+
+pytestmark = pytest.mark.xdist_group("hosts")
+isolated = pytest.mark.skipif(bool(why_not()), reason=f"needs hosts with networks of their own: {why_not()}")
+WORDS = ("train.export=false", "train.eval_samples=64", "train.eval_steps=null")
+GPT = (
+    "model=gpt", "model.model_dim=32", "model.num_layers=2", "model.num_heads=2", "model.ff_dim=64", "model.dropout=0",
+    "model.max_seq_len=16", "data.tokenizer=bytes", "data.max_bytes=60000", "train.batch_size=16",
+)  # fmt: skip
+
+
+def test_syncps_gives_the_same_weights_as_here(cluster: Cluster, tmp_path: Path) -> None:
+    there = cluster.run(tmp_path / "there", *WORDS, "train.epochs=2", "train.export=true")
+    here = command(tmp_path / "here", *WORDS, "train.epochs=2", "cluster.threads_per_node=1")
+    assert there.summary["digest"] == here.summary["digest"]
+    assert there.summary["final"] == here.summary["final"]
+    assert [node["name"] for node in there.summary["nodes"]] == ["mini1", "mini2", "mini3"]
+    saved = there.run / "checkpoints" / "latest"
+    assert json.loads((saved / "state.json").read_text())["step"] == there.summary["steps"]
+    assert (there.run / "export" / "model.pt2").stat().st_size > 10_000
+    assert there.summary["checkpoint"] == f"checkpoints/{saved.resolve().name}"
+    assert len(RunReader(there.run).logs()) == 3
+    again = cluster.run(tmp_path / "again", f"resume={there.run}", "train.epochs=3", *WORDS)
+    assert again.metrics[0]["step"] == there.summary["steps"] + 1
+    prepared = [event["reason"] for event in again.journal("prepared")]
+    assert len(prepared) == 3
+    assert all("sent 1 bundle(s)" in words for words in prepared), "the checkpoint; the code is there already"
+
+
+def test_a_second_run_sends_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    words = (*WORDS, "train.max_steps=3")
+    cluster.run(tmp_path / "first", *words)
+    second = cluster.run(tmp_path / "second", *words)
+    assert [event["reason"].rpartition(", ")[2] for event in second.journal("prepared")] == ["nothing to send"] * 3
+
+
+def test_edp_trains_a_gpt_as_well_as_here(cluster: Cluster, tmp_path: Path) -> None:
+    words = (*WORDS, *GPT, "algo=edp", "train.max_steps=150")
+    there = cluster.run(tmp_path / "there", *words)
+    here = command(tmp_path / "here", *words, "cluster.threads_per_node=1")
+    assert there.summary["final"]["loss"] == pytest.approx(here.summary["final"]["loss"], rel=0.05)
+
+
+def test_a_module_of_ones_own_is_sent(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "blobs.py").write_text(
+        "import numpy as np\n\n\ndef load():\n    y = np.arange(40) % 2\n"
+        "    x = y[:, None] + np.zeros((40, 3), dtype=np.float32)\n    return (x, y), (x, y)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    cluster.run(tmp_path / "run", *WORDS, "data=custom", "data.target=blobs:load", "train.max_steps=3")
+
+
+@isolated
+def test_a_cut_of_three_seconds_changes_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    words = (*WORDS, "train.epochs=8")
+    whole = cluster.run(tmp_path / "whole", *words)
+    with cluster.command(tmp_path / "cut", *words) as run:
+        run.wait_until(lambda: run.steps() > 20, "step 20")
+        cluster.hosts["mini3"].link(up=False)
+        began = time.monotonic()
+        try:
+            while time.monotonic() - began < 3:
+                time.sleep(0.05)
+        finally:
+            cluster.hosts["mini3"].link(up=True)
+        assert run.finish() == 0, "\n".join(run.lines) + run.stderr
+    assert run.summary["digest"] == whole.summary["digest"]
+    assert not cluster.left()
+
+
+def test_a_node_that_is_killed_is_named_and_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.command(tmp_path / "run", *WORDS, "train.epochs=20") as run:
+        run.wait_until(lambda: run.steps() > 20, "step 20")
+        os.kill(run.pids()["mini2"], signal.SIGKILL)
+        run.wait_for("mini2 lost: killed", within=10)
+        assert run.finish() == 0, "\n".join(run.lines) + run.stderr
+    assert not cluster.left()
+
+
+def test_a_killed_controller_leaves_nothing_on_any_host(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.command(tmp_path / "run", *WORDS, "train.max_steps=100000", "train.epochs=10000") as run:
+        run.wait_until(lambda: run.steps() > 10, "step 10")
+        pids = run.all_pids()
+        run.process.kill()
+        run.finish()
+        began = time.monotonic()
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            assert time.monotonic() - began < 15, cluster.left()
+            time.sleep(0.05)
+
+
+def test_ctrl_c_ends_all_and_keeps_the_last_step(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.command(tmp_path / "run", *WORDS, "train.max_steps=100000", "train.epochs=10000") as run:
+        run.wait_until(lambda: run.steps() > 30, "step 30")
+        began = time.monotonic()
+        os.killpg(run.process.pid, signal.SIGINT)
+        assert run.finish() == 130
+        assert time.monotonic() - began < 8
+    assert not cluster.left()
+    latest = (run.run / "checkpoints" / "latest").resolve().name
+    assert latest == f"step-{run.metrics[-1]['step']}"
+
+
+def test_sshd_may_stop_in_mid_run(cluster: Cluster, tmp_path: Path) -> None:
+    host = cluster.hosts["mini2"]
+    with cluster.command(tmp_path / "run", *WORDS, "train.epochs=8") as run:
+        run.wait_until(lambda: run.steps() > 20, "step 20")
+        host.stop_sshd()
+        try:
+            assert run.finish() == 0, "\n".join(run.lines) + run.stderr
+        finally:
+            host.start()
+    assert not run.journal("lost")
+
+
+@isolated
+def test_a_host_that_dies_is_named_and_the_rest_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    host = cluster.hosts["mini3"]
+    with cluster.command(tmp_path / "run", *WORDS, "train.epochs=40", "cluster.max_restarts=0") as run:
+        run.wait_until(lambda: run.steps() > 20, "step 20")
+        host.kill()
+        try:
+            began = time.monotonic()
+            run.wait_for("mini3 lost", within=15)
+            assert time.monotonic() - began < 10
+            assert run.finish() == 0, "\n".join(run.lines) + run.stderr
+        finally:
+            host.link(up=True)
+            host.start()
+    assert not node_pids(host)
+
+
+def test_what_is_wrong_with_machines_is_told_before_any_node_starts(cluster: Cluster, tmp_path: Path) -> None:
+    hosts = cluster.hosts
+    ssh = {"host": None, "user": "root", "port": hosts["mini1"].port, "identity": None, "jump": None}
+    cluster.write(
+        "wrong",
+        {},
+        {
+            "mini1": {"python": "/no/python"},
+            "mini2": {"ssh": {**ssh, "port": hosts["mini2"].port, "user": "nobody"}},
+            "mini3": {"ssh": {**ssh, "port": 1}},
+        },
+    )
+    with cluster.command(tmp_path / "run", *WORDS, cluster="wrong") as run:
+        assert run.finish() == 1
+    one, two, three = run.stderr.splitlines()
+    assert one == (
+        "smolcluster: mini1: there is no Python: tried /no/python; set cluster.nodes.mini1.python; "
+        "no checkpoint was saved yet"
+    )
+    assert two.startswith("mini2: nobody@")
+    assert "accepts none of your keys" in two
+    assert three.startswith("mini3: ")
+    assert "refuses connections" in three
+    assert not run.journal("started")
+
+
+def test_another_host_key_is_refused_before_any_node_starts(cluster: Cluster, tmp_path: Path) -> None:
+    known = cluster.me / ".ssh" / "known_hosts"
+    right = known.read_text()
+    lines = right.splitlines()
+    swapped = lines[0].split()[:2] + lines[1].split()[2:]
+    known.write_text("\n".join([" ".join(swapped), lines[1]]) + "\n")
+    try:
+        with cluster.command(tmp_path / "run", *WORDS) as run:
+            assert run.finish() == 1
+    finally:
+        known.write_text(right)
+    assert "mini1: " in run.stderr
+    assert "shows another host key than the known one" in run.stderr
+    assert "mini3: the host key of " in run.stderr
+    assert "ssh-keyscan" in run.stderr
+    assert not run.journal("started")

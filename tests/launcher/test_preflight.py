@@ -1,0 +1,70 @@
+"""What must be so on a machine: from what it says of itself to what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from hydra_plugins.smolcluster_launcher import _probe
+from hydra_plugins.smolcluster_launcher._preflight import Report, differences, here, obstacles
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    """This machine, asked as another one is."""
+    question = {"workdir": str(tmp_path / "work"), "packages": list(here()), "wanted": ["code/abc", "code/def"]}
+    (tmp_path / "work" / "code" / "abc").mkdir(parents=True)
+    script = Path(_probe.__file__).read_bytes()
+    done = subprocess.run([sys.executable, "-", json.dumps(question)], input=script, capture_output=True, check=True)
+    return Report.of("mini2", json.loads(done.stdout), sent=0.0, received=0.0)
+
+
+def test_this_machine_is_fit(report: Report, tmp_path: Path) -> None:
+    assert list(obstacles(report, environment=False)) == []
+    assert report.python == sys.version_info[:3]
+    assert report.packages["torch"] == metadata.version("torch")
+    assert report.workdir == str(tmp_path / "work")
+    assert report.there == {"code/abc"}
+    assert report.cores >= 1
+    assert report.free_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"python": (3, 9, 6)}, "is Python 3.9.6, 3.11 is needed; set cluster.nodes.mini2.python"),
+        ({"free_bytes": 5 << 20}, "only 5 MB are free in "),
+        (
+            {"error": "/root/x: Permission denied"},
+            "cannot write to /root/x: Permission denied; set cluster.nodes.mini2",
+        ),
+        ({"packages": {"torch": None}}, "has no torch, lightning-fabric, numpy"),
+    ],
+)
+def test_what_is_in_the_way(report: Report, changed: dict[str, object], words: str) -> None:
+    (found,) = obstacles(replace(report, **changed), environment=False)  # type: ignore[arg-type]
+    assert words in found
+
+
+def test_another_torch_is_refused_and_other_differences_are_shown(report: Report) -> None:
+    other = replace(report, packages={**report.packages, "torch": "1.0.0"})
+    (found,) = obstacles(other, environment=False)
+    assert found.startswith("has torch 1.0.0, this machine ")
+    assert list(obstacles(replace(other, packages={}), environment=True)) == [], "about to be installed"
+    newer = replace(report, name="mini3", packages={**report.packages, "numpy": "99.0"}, python=(3, 12, 1))
+    late = replace(newer, clock_offset_s=-90.0)
+    numpy, python, clock = differences([replace(report, clock_offset_s=0.0), late], here())
+    assert numpy == f"numpy: {metadata.version('numpy')} (here, mini2), 99.0 (mini3)"
+    assert python == f"Python: {sys.version_info[0]}.{sys.version_info[1]} (mini2), 3.12 (mini3)"
+    assert clock == "clock of mini3: -90 s"
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = _probe.probe({"workdir": str(tmp_path / "file" / "x"), "packages": [], "wanted": []})
+    assert answer["error"] == f"{tmp_path}/file/x: Not a directory"
