@@ -294,7 +294,9 @@ class LocalForks(OnThisMachine):
         finally:
             for descriptor in (stdin, stdout, stderr):
                 os.close(descriptor)
-        session = ForkedSession(self, pid, await _writer(our_in), await _reader(our_out), await _reader(our_err))
+        session = ForkedSession(
+            self, pid, await pipe_writer(our_in), await pipe_reader(our_out), await pipe_reader(our_err)
+        )
         self._live[pid] = session
         if pid in self._codes:  # it has ended already
             self._ended(pid, self._codes.pop(pid))
@@ -353,7 +355,8 @@ class LocalForks(OnThisMachine):
             self._writer.close()
 
 
-async def _writer(descriptor: int) -> asyncio.StreamWriter:
+async def pipe_writer(descriptor: int) -> asyncio.StreamWriter:
+    """The writing end of a pipe, in the event loop."""
     loop = asyncio.get_running_loop()
     transport, protocol = await loop.connect_write_pipe(
         lambda: asyncio.streams.FlowControlMixin(loop=loop), os.fdopen(descriptor, "wb", buffering=0)
@@ -361,7 +364,8 @@ async def _writer(descriptor: int) -> asyncio.StreamWriter:
     return asyncio.StreamWriter(transport, protocol, None, loop)
 
 
-async def _reader(descriptor: int) -> asyncio.StreamReader:
+async def pipe_reader(descriptor: int) -> asyncio.StreamReader:
+    """The reading end of a pipe, in the event loop."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=MAX_EVENT_BYTES, loop=loop)
     pipe = os.fdopen(descriptor, "rb", buffering=0)

@@ -134,6 +134,9 @@ class Host:
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if self.sshd is not None:
+            self.sshd.wait()
+            self.sshd = None
 
 
 @dataclass

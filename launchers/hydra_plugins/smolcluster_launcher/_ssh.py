@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import json
 import logging
-import queue
+import os
 import shlex
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra_plugins.smolcluster_launcher._quoting import Shell, command_line
 
-from smolcluster.cluster.session import MAX_EVENT_BYTES, ending, lines_of
+from smolcluster.cluster.session import Pipes, ending, pipe_reader, pipe_writer
 from smolcluster.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 KEEPALIVE_S = 15
-KILL_S = 5.0
-"""A process that was killed, and does not say that it has ended within that time, is taken for ended."""
+KILL_S = 3.0
+"""A process that was killed, and has not been heard to end within that time, is taken for ended."""
 MAX_STREAMS = 32
 """Channels opening at the same time on one connection."""
 
@@ -319,54 +319,76 @@ def why(error: Exception, connection: Connection, where: str, timeout_s: float) 
 # --- a process over there --------------------------------------------------------------------------------
 
 
-class SSHSession:
-    """A process on another machine, speaking lines of JSON; implements :class:`smolcluster.cluster.session.Session`.
+class Plumbing:
+    """Moves bytes between a channel and three pipes of this machine, with a thread for each.
 
-    Three threads move bytes between the channel and sockets of the event loop. They block where nobody reads, so
-    that a slow controller holds up the channel, and nothing piles up.
+    They block where nobody reads, so that a slow reader holds up the process over there, and nothing piles up.
+    ``descriptors`` are what the process would have as 0, 1 and 2; they are closed at the end of each stream.
     """
 
-    def __init__(
-        self, machine: Machine, channel: Channel, out: asyncio.StreamReader, err: asyncio.StreamReader
-    ) -> None:
-        self.machine, self.pid = machine, 0
-        self._channel, self._out, self._err = channel, out, err
-        self._commands: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    def __init__(self, channel: Channel, descriptors: tuple[int, int, int], on_end: Callable[[int], None]) -> None:
+        self._channel, self._on_end = channel, on_end
+        self._stdin, self._stdout, self._stderr = descriptors
+        for work, what in ((self._follow, "output"), (self._complain, "errors"), (self._feed, "commands")):
+            threading.Thread(target=work, name=f"ssh {what}", daemon=True).start()
+
+    def _follow(self) -> None:
+        _pump(self._channel.recv, self._stdout)
+        self._on_end(self._channel.recv_exit_status())
+
+    def _complain(self) -> None:
+        _pump(self._channel.recv_stderr, self._stderr)
+
+    def _feed(self) -> None:
+        with contextlib.suppress(OSError, EOFError):  # it has ended, or the connection is lost: the reader notices
+            while data := os.read(self._stdin, 1 << 16):
+                self._channel.sendall(data)
+            self._channel.shutdown_write()
+        os.close(self._stdin)
+
+
+def _pump(receive: Callable[[int], bytes], into: int) -> None:
+    with contextlib.suppress(OSError):  # the reader has gone: what is still said is for nobody
+        while data := receive(1 << 16):
+            _write_all(into, data)
+    os.close(into)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+class SSHSession(Pipes):
+    """A node process on another machine."""
+
+    def __init__(self, machine: Machine, channel: Channel, pipes: tuple[Any, Any, Any]) -> None:
+        super().__init__(*pipes)
+        self.machine, self.pid, self._channel = machine, 0, channel
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._killer: asyncio.Task[None] | None = None
         self._given_up, self._lost = False, ""
 
     @classmethod
     async def begin(cls, machine: Machine, channel: Channel) -> SSHSession:
-        (ours_out, theirs_out), (ours_err, theirs_err) = socket.socketpair(), socket.socketpair()
-        out, out_writer = await asyncio.open_connection(sock=ours_out, limit=MAX_EVENT_BYTES)
-        err, err_writer = await asyncio.open_connection(sock=ours_err, limit=MAX_EVENT_BYTES)
-        session = cls(machine, channel, out, err)
-        session._writers = (out_writer, err_writer)
-        loop = asyncio.get_running_loop()
+        (stdin, our_in), (our_out, stdout), (our_err, stderr) = os.pipe(), os.pipe(), os.pipe()
+        pipes = (await pipe_writer(our_in), await pipe_reader(our_out), await pipe_reader(our_err))
+        session, loop = cls(machine, channel, pipes), asyncio.get_running_loop()
 
-        def follow() -> None:
-            _pump(channel.recv, theirs_out)
-            code = channel.recv_exit_status()
+        def ended(code: int) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(session._end, code)
 
-        for work, what in (
-            (follow, "output"),
-            (lambda: _pump(channel.recv_stderr, theirs_err), "errors"),
-            (session._write, "commands"),
-        ):
-            threading.Thread(target=work, name=f"{what} of {machine.name}", daemon=True).start()
+        Plumbing(channel, (stdin, stdout, stderr), ended)
         return session
-
-    _writers: tuple[asyncio.StreamWriter, ...] = ()
 
     async def hello(self) -> None:
         """Wait for the process's first word. HostFailed with what was said instead."""
         within = self.machine.connect_timeout_s + 20.0  # a Raspberry Pi needs a while to start Python
         try:
             async with asyncio.timeout(within):
-                line = await self._out.readline()
+                line = await self._stdout.readline()
         except (TimeoutError, ValueError):
             raise HostFailed(f"{self.machine.name}: the process that was started there says nothing") from None
         event: Any = None
@@ -377,20 +399,6 @@ class SSHSession:
             reason = said[-1] if said else f"ended with exit code {await self.wait()}"
             raise HostFailed(f"{self.machine.name}: no process could be started there: {reason}")
         self.pid = int(event["pid"])
-
-    def send(self, command: Mapping[str, Any]) -> None:
-        self._commands.put(json.dumps(command, separators=(",", ":")).encode() + b"\n")
-
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
-        async for line in lines_of(self._out):
-            with contextlib.suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict) and isinstance(event.get("event"), str):
-                    yield event
-
-    async def errors(self) -> AsyncIterator[str]:
-        async for line in lines_of(self._err):
-            yield line.decode(errors="replace").rstrip()
 
     async def wait(self) -> int:
         return await asyncio.shield(self._ended)
@@ -408,12 +416,11 @@ class SSHSession:
             self._killer = asyncio.create_task(self._kill(), name=f"killing {self.pid} on {self.machine.name}")
 
     async def _kill(self) -> None:
-        with contextlib.suppress(RunFailed):
-            await self.machine.run(kill_command(self.pid, self.machine.target.shell), silent_s=KILL_S)
         try:
             async with asyncio.timeout(KILL_S):
+                await self.machine.run(kill_command(self.pid, self.machine.target.shell))
                 await self.wait()
-        except TimeoutError:
+        except (TimeoutError, RunFailed):
             self._given_up = True
         self._channel.close()
         self._end(-9)
@@ -424,26 +431,9 @@ class SSHSession:
                 self._lost = f"the SSH connection to {self.machine.name} is lost"
             self._ended.set_result(code)
 
-    def _write(self) -> None:
-        while (data := self._commands.get()) is not None:
-            try:
-                self._channel.sendall(data)
-            except OSError:
-                return  # the process has ended, or the connection is lost: the reader notices
-        with contextlib.suppress(OSError, EOFError):
-            self._channel.shutdown_write()
-
     def close(self) -> None:
-        self._commands.put(None)
+        super().close()
         self._channel.close()
-        for writer in self._writers:
-            writer.close()
-
-
-def _pump(receive: Callable[[int], bytes], into: socket.socket) -> None:
-    with into, contextlib.suppress(OSError):  # the reader has gone: what is still said is for nobody
-        while data := receive(1 << 16):
-            into.sendall(data)
 
 
 def kill_command(pid: int, shell: Shell) -> list[str]:
