@@ -144,6 +144,10 @@ class Pipes:
         if not self._stdin.is_closing():
             self._stdin.write(json.dumps(command, separators=(",", ":")).encode() + b"\n")
 
+    async def first_line(self) -> bytes:
+        """What the process says first; empty where it has ended without a word."""
+        return await self._stdout.readline()
+
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         async for line in lines_of(self._stdout):
             with contextlib.suppress(ValueError):  # cut off in mid-line by a kill: the exit code tells the rest
@@ -195,18 +199,25 @@ class ProcessSession(Pipes):
 class LocalProcesses(OnThisMachine):
     """Starts each node of this machine as a process from scratch, or another module that speaks like a node."""
 
-    def __init__(self, environment: Mapping[str, str], module: str = "smolcluster.node") -> None:
-        self._environment, self._module = environment, module
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        module: str = "smolcluster.node",
+        words: Sequence[str] = (),
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        self._environment, self._command = environment, ["-m", module, *words]
+        self._descriptors = tuple(descriptors)
 
     async def start(self, name: str) -> ProcessSession:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            self._module,
+            *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=self._environment,
+            pass_fds=self._descriptors,
             start_new_session=True,  # Ctrl-C in the terminal is the controller's to handle, not the nodes'
             limit=MAX_EVENT_BYTES,
         )

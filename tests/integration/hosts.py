@@ -124,6 +124,11 @@ class Host:
         out = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False)
         return [int(word) for word in out.stdout.split()]
 
+    @property
+    def logins(self) -> int:
+        """How often somebody has logged in."""
+        return self.log.read_text().count("Accepted publickey")
+
     def link(self, up: bool) -> None:
         """Cut its link to the others, or mend it."""
         ip("link", "set", self.device, "up" if up else "down")

@@ -49,6 +49,19 @@ def test_a_second_run_sends_nothing(cluster: Cluster, tmp_path: Path) -> None:
     assert [event["reason"].rpartition(", ")[2] for event in second.journal("prepared")] == ["nothing to send"] * 3
 
 
+@pytest.mark.parametrize("beside", [1, 2])
+def test_a_sweep_connects_once_to_each_machine(cluster: Cluster, tmp_path: Path, beside: int) -> None:
+    before = [host.logins for host in cluster.hosts]
+    words = ("hydra.launcher.share_nodes=true", f"hydra.launcher.max_concurrent={beside}", "seed=1,2,3")
+    run = cluster.run(tmp_path / "sweep", *WORDS, "train.max_steps=5", *words)
+    assert [host.logins for host in cluster.hosts] == [count + 1 for count in before]
+    runs = [RunReader(tmp_path / "sweep" / number).summary() for number in "012"]
+    assert [each["status"] for each in runs if each] == ["done"] * 3
+    table = "\n".join(run.lines)
+    assert all(f"seed={seed}" in table for seed in (1, 2, 3))
+    assert run.lines[-1].endswith("sweep")
+
+
 def test_edp_trains_a_gpt_as_well_as_here(cluster: Cluster, tmp_path: Path) -> None:
     words = (*WORDS, *GPT, "algo=edp", "train.max_steps=150")
     there = cluster.run(tmp_path / "there", *words)

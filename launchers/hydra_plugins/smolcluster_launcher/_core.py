@@ -23,8 +23,10 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.smolcluster_launcher._allot import Allotment, allot, never
+from hydra_plugins.smolcluster_launcher._desk import Desk
 from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from smolcluster.cluster.session import LocalProcesses, Session, Sessions, local_sessions, opener
 from smolcluster.errors import ConfigError, Problem, RunFailed
@@ -73,8 +75,7 @@ class Sweep:
     @contextmanager
     def machines(self) -> Iterator[None]:
         """While it lasts, runs can start nodes on other machines; each is connected to once."""
-        machines = Machines(self.options.connect_timeout_s)
-        options = Options(sync=self.options.sync, env=self.options.env, wheelhouse=self.options.wheelhouse)
+        machines, options = Machines(self.options.connect_timeout_s), machine_options(self.options)
 
         def make(spec: RunSpec, threads: int) -> Sessions:
             return ClusterSessions(spec, options, machines, local_sessions(threads))
@@ -108,14 +109,19 @@ class Sweep:
     # --- in processes of their own -----------------------------------------------------------------------
 
     async def run_beside(self, batch: Sequence[Job]) -> list[JobReturn]:
-        """So many jobs at a time as may run; the next one starts when one has ended."""
-        places = asyncio.Semaphore(self.options.max_concurrent)
-        machine = LocalProcesses(dict(os.environ), LEAD)
+        """So many jobs at a time as may run, on machines of their own; the next starts when one has ended."""
+        places, busy, freed = asyncio.Semaphore(self.options.max_concurrent), set[str](), asyncio.Condition()
+        machines = Machines(self.options.connect_timeout_s)
 
         async def one(job: Job) -> JobReturn:
             async with places:
-                lead = Lead(await machine.start(f"job {job.number}"), job.number)
-                returned = quiet(await lead.run(self.parcel(job)))
+                mine = await self.take_machines(job, busy, freed)
+                try:
+                    returned = quiet(await self.lead(job, machines))
+                finally:
+                    async with freed:
+                        busy.difference_update(mine)
+                        freed.notify_all()
             note(returned, job)
             return returned
 
@@ -126,7 +132,37 @@ class Sweep:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await machine.close()
+            machines.close()
+
+    async def take_machines(self, job: Job, busy: set[str], freed: asyncio.Condition) -> tuple[str, ...]:
+        """Wait until there are machines for the job, and give it those; none for a job of this machine alone."""
+        asked = asked_of(job.config)
+        if asked is None:
+            return ()
+        nodes, shared = list(job.config.cluster.nodes), self.options.share_nodes
+        if words := never(nodes, asked, self.options.max_concurrent, shared=shared):
+            log.warning(words)
+        async with freed:
+            while (given := allot(nodes, asked, busy, shared=shared).allotment) is None:
+                await freed.wait()
+            if not shared:
+                busy.update(given.names)
+        with open_dict(job.config):
+            job.config.cluster.server, job.config.cluster.workers = given.server, list(given.workers)
+            if shared:
+                job.config.cluster.port = 0  # a fixed one could be had by one job only
+        return () if shared else given.names
+
+    async def lead(self, job: Job, machines: Machines) -> JobReturn:
+        """Run a job in a process of its own."""
+        desk = Desk(machine_options(self.options), machines)
+        processes = LocalProcesses(dict(os.environ), LEAD, [str(desk.theirs.fileno())], [desk.theirs.fileno()])
+        session = await processes.start(f"job {job.number}")
+        desk.serve()
+        try:
+            return await Lead(session, job.number).run(self.parcel(job))
+        finally:
+            desk.close()
 
     def parcel(self, job: Job) -> bytes:
         """What a lead needs, pickled; the places of modules apart, since they must be known before the rest is read."""
@@ -178,6 +214,20 @@ class Lead:
         async for line in self.session.errors():
             sys.stdout.write(f"[run {self.number}] {line}\n")
             sys.stdout.flush()
+
+
+def machine_options(options: DictConfig) -> Options:
+    return Options(sync=options.sync, env=options.env, wheelhouse=options.wheelhouse)
+
+
+def asked_of(config: DictConfig) -> Allotment | None:
+    """The machines that a job names; None where it runs on this one, or is no job of ours."""
+    cluster = OmegaConf.select(config, "cluster")
+    nodes = OmegaConf.select(config, "cluster.nodes")
+    if not nodes or not any(OmegaConf.select(nodes[name], "ssh") is not None for name in nodes):
+        return None
+    workers = cluster.workers if cluster.workers is not None else [name for name in nodes if name != cluster.server]
+    return Allotment(cluster.server, tuple(workers[: cluster.num_workers]))
 
 
 class QuietReturn(JobReturn):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import socket
 import sys
 import threading
 from typing import Any
@@ -54,7 +55,16 @@ def _run(parcel: bytes) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.singleton import Singleton
     from hydra.core.utils import run_job, setup_globals
+    from hydra_plugins.smolcluster_launcher._desk import DeskSessions
 
+    from smolcluster.cluster.session import local_sessions, opener
+
+    desk = socket.socket(fileno=int(sys.argv[1]))
+    opener.set(
+        lambda spec, threads: (
+            local_sessions(threads) if spec.cluster.is_local else DeskSessions(spec, desk, local_sessions(threads))
+        )
+    )
     setup_globals()
     outer = cloudpickle.loads(parcel)
     sys.path[:] = outer["path"]

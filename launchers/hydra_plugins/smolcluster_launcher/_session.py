@@ -9,13 +9,22 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra_plugins.smolcluster_launcher._bundle import UNPACK, UNPACK_FILES, Parcel, wheel
 from hydra_plugins.smolcluster_launcher._mirror import PACK, Incoming, known_steps
 from hydra_plugins.smolcluster_launcher._preflight import Report, differences, here, obstacles
-from hydra_plugins.smolcluster_launcher._ssh import HostFailed, Machine, Target
+from hydra_plugins.smolcluster_launcher._ssh import (
+    HostFailed,
+    Machine,
+    OnEnd,
+    RemoteProcess,
+    SSHSession,
+    Target,
+    first_word,
+)
 
 from smolcluster.cluster.session import Say, Session, Sessions, Whereabouts, node_settings
 from smolcluster.errors import RunFailed
@@ -99,9 +108,12 @@ class Remote:
 
 
 class ClusterSessions:
-    """Implements :class:`smolcluster.cluster.session.Sessions` over machines of any kind."""
+    """Implements :class:`smolcluster.cluster.session.Sessions` over machines of any kind.
 
-    def __init__(self, spec: RunSpec, options: Options, machines: Machines, local: Sessions) -> None:
+    ``local`` starts the nodes that are on this machine; None: somebody else does.
+    """
+
+    def __init__(self, spec: RunSpec, options: Options, machines: Machines, local: Sessions | None) -> None:
         self.spec, self.options, self.machines, self.local = spec, options, machines, local
         self._remote: dict[str, Remote] = {}
         self._run = ""
@@ -172,14 +184,26 @@ class ClusterSessions:
     # --- the run -----------------------------------------------------------------------------------------
 
     async def start(self, name: str) -> Session:
-        remote = self._remote.get(name)
-        if remote is None:
+        if name not in self._remote:
+            assert self.local is not None
             return await self.local.start(name)
-        threads = self.threads(name, remote)
+        session = await SSHSession.begin(partial(self.begin, name))
+        try:
+            session.pid = await first_word(session, name, self.spec.cluster.start_timeout_s)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    async def begin(self, name: str, descriptors: tuple[int, int, int], on_end: OnEnd) -> RemoteProcess:
+        """Start a node with these descriptors as its standard streams."""
+        remote = self._remote[name]
         return await remote.machine.start(
             [remote.python, "-m", "smolcluster.node"],
+            descriptors,
+            on_end,
             directory=remote.report.workdir,
-            environment={**node_settings(threads), **remote.environment},
+            environment={**node_settings(self.threads(name, remote)), **remote.environment},
         )
 
     def place(self, name: str) -> Whereabouts | None:
@@ -221,7 +245,8 @@ class ClusterSessions:
             await asyncio.to_thread(incoming.finish, whole=whole)
 
     async def close(self) -> None:
-        await self.local.close()
+        if self.local is not None:
+            await self.local.close()
 
 
 async def look(machine: Machine, name: str, node: Node, wanted: Sequence[str]) -> Report:

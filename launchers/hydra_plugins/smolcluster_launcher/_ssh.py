@@ -14,15 +14,15 @@ import os
 import shlex
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from hydra_plugins.smolcluster_launcher._quoting import Shell, command_line
 
-from smolcluster.cluster.session import Pipes, ending, pipe_reader, pipe_writer
+from smolcluster.cluster.session import Pipes, pipe_reader, pipe_writer
 from smolcluster.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from paramiko import Channel, PKey
 
 T = TypeVar("T")
+OnEnd: TypeAlias = Callable[[int, str], None]
+"""Takes a process's exit code (negative: a signal, or nobody knows), and how it ended where more is known."""
 KEEPALIVE_S = 15
 KILL_S = 3.0
 """A process that was killed, and has not been heard to end within that time, is taken for ended."""
@@ -116,16 +118,18 @@ class Machine:
         finally:
             channel.close()
 
-    async def start(self, argv: Sequence[str], *, directory: str | None, environment: Mapping[str, str]) -> SSHSession:
-        """Start a process that speaks like a node: its first event is ``hello`` with its pid."""
+    async def start(
+        self,
+        argv: Sequence[str],
+        descriptors: tuple[int, int, int],
+        on_end: OnEnd,
+        *,
+        directory: str | None,
+        environment: Mapping[str, str],
+    ) -> RemoteProcess:
+        """Start a process whose standard streams end in these descriptors."""
         line = command_line(argv, shell=self.target.shell, directory=directory, environment=environment)
-        session = await SSHSession.begin(self, await self._channel(line))
-        try:
-            await session.hello()
-        except BaseException:
-            session.close()
-            raise
-        return session
+        return RemoteProcess(self, await self._channel(line), descriptors, on_end)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -319,22 +323,66 @@ def why(error: Exception, connection: Connection, where: str, timeout_s: float) 
 # --- a process over there --------------------------------------------------------------------------------
 
 
-class Plumbing:
-    """Moves bytes between a channel and three pipes of this machine, with a thread for each.
+class RemoteProcess:
+    """A process on another machine whose standard streams end in three pipes of this one.
 
-    They block where nobody reads, so that a slow reader holds up the process over there, and nothing piles up.
-    ``descriptors`` are what the process would have as 0, 1 and 2; they are closed at the end of each stream.
+    A thread for each stream moves the bytes. They block where nobody reads, so that a slow reader holds up the
+    process over there, and nothing piles up. ``descriptors`` are what the process would have as 0, 1 and 2 here; they
+    are closed at the end of each stream. ``on_end`` is called in the event loop, once, with the exit code and with
+    how it ended.
     """
 
-    def __init__(self, channel: Channel, descriptors: tuple[int, int, int], on_end: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        channel: Channel,
+        descriptors: tuple[int, int, int],
+        on_end: Callable[[int, str], None],
+    ) -> None:
+        self.machine, self.pid = machine, 0
         self._channel, self._on_end = channel, on_end
         self._stdin, self._stdout, self._stderr = descriptors
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._killer: asyncio.Task[None] | None = None
         for work, what in ((self._follow, "output"), (self._complain, "errors"), (self._feed, "commands")):
             threading.Thread(target=work, name=f"ssh {what}", daemon=True).start()
 
+    def kill(self) -> None:
+        """End the process at once, over a channel of its own; a machine that does not answer is given up."""
+        if self._killer is None and not self._ended.is_set():
+            self._killer = asyncio.create_task(self._kill(), name=f"killing {self.pid} on {self.machine.name}")
+
+    async def _kill(self) -> None:
+        how = "killed"
+        try:
+            async with asyncio.timeout(KILL_S):
+                await self.machine.run(kill_command(self.pid, self.machine.target.shell))
+                await self._ended.wait()
+        except (TimeoutError, RunFailed):
+            how = f"{self.machine.name} does not answer any more"
+        self._channel.close()
+        self._end(-9, how)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _end(self, code: int, how: str = "") -> None:
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        if code < 0 and not how:
+            lost = f"the SSH connection to {self.machine.name} is lost"
+            how = ("killed" if self._killer else "killed by a signal") if self.machine.connected else lost
+        self._on_end(code, how)
+
+    # --- in threads --------------------------------------------------------------------------------------
+
     def _follow(self) -> None:
         _pump(self._channel.recv, self._stdout)
-        self._on_end(self._channel.recv_exit_status())
+        code = self._channel.recv_exit_status()
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._end, code)
 
     def _complain(self) -> None:
         _pump(self._channel.recv_stderr, self._stderr)
@@ -361,79 +409,74 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 class SSHSession(Pipes):
-    """A node process on another machine."""
+    """A node process on another machine, for a controller in this process."""
 
-    def __init__(self, machine: Machine, channel: Channel, pipes: tuple[Any, Any, Any]) -> None:
+    def __init__(self, pipes: tuple[Any, Any, Any]) -> None:
         super().__init__(*pipes)
-        self.machine, self.pid, self._channel = machine, 0, channel
+        self.pid, self._how = 0, ""
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._killer: asyncio.Task[None] | None = None
-        self._given_up, self._lost = False, ""
+        self.process: RemoteProcess | None = None
 
     @classmethod
-    async def begin(cls, machine: Machine, channel: Channel) -> SSHSession:
+    async def begin(cls, start: Callable[[tuple[int, int, int], OnEnd], Awaitable[RemoteProcess]]) -> SSHSession:
         (stdin, our_in), (our_out, stdout), (our_err, stderr) = os.pipe(), os.pipe(), os.pipe()
-        pipes = (await pipe_writer(our_in), await pipe_reader(our_out), await pipe_reader(our_err))
-        session, loop = cls(machine, channel, pipes), asyncio.get_running_loop()
-
-        def ended(code: int) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(session._end, code)
-
-        Plumbing(channel, (stdin, stdout, stderr), ended)
-        return session
-
-    async def hello(self) -> None:
-        """Wait for the process's first word. HostFailed with what was said instead."""
-        within = self.machine.connect_timeout_s + 20.0  # a Raspberry Pi needs a while to start Python
+        session = cls((await pipe_writer(our_in), await pipe_reader(our_out), await pipe_reader(our_err)))
         try:
-            async with asyncio.timeout(within):
-                line = await self._stdout.readline()
-        except (TimeoutError, ValueError):
-            raise HostFailed(f"{self.machine.name}: the process that was started there says nothing") from None
-        event: Any = None
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-        if not isinstance(event, dict) or event.get("event") != "hello":
-            said = [words async for words in self.errors()] if not line else [line.decode(errors="replace").strip()]
-            reason = said[-1] if said else f"ended with exit code {await self.wait()}"
-            raise HostFailed(f"{self.machine.name}: no process could be started there: {reason}")
-        self.pid = int(event["pid"])
+            session.process = await start((stdin, stdout, stderr), session.end)
+        except BaseException:
+            session.close()
+            for descriptor in (stdin, stdout, stderr):
+                os.close(descriptor)
+            raise
+        return session
 
     async def wait(self) -> int:
         return await asyncio.shield(self._ended)
 
     def how(self, code: int) -> str:
-        if code >= 0:
-            return ending(code)
-        if self._given_up:
-            return f"{self.machine.name} does not answer any more"
-        return "killed" if self._killer is not None else self._lost or "killed by a signal"
+        return self._how or super().how(code)
 
     def kill(self) -> None:
-        """End the process at once, over a channel of its own; a machine that does not answer is given up."""
-        if self._killer is None and not self._ended.done():
-            self._killer = asyncio.create_task(self._kill(), name=f"killing {self.pid} on {self.machine.name}")
+        if self.process is not None:
+            self.process.pid = self.pid
+            self.process.kill()
 
-    async def _kill(self) -> None:
-        try:
-            async with asyncio.timeout(KILL_S):
-                await self.machine.run(kill_command(self.pid, self.machine.target.shell))
-                await self.wait()
-        except (TimeoutError, RunFailed):
-            self._given_up = True
-        self._channel.close()
-        self._end(-9)
-
-    def _end(self, code: int) -> None:
+    def end(self, code: int, how: str) -> None:
+        self._how = how
         if not self._ended.done():
-            if code < 0 and not self.machine.connected:
-                self._lost = f"the SSH connection to {self.machine.name} is lost"
             self._ended.set_result(code)
 
     def close(self) -> None:
         super().close()
-        self._channel.close()
+        if self.process is not None:
+            self.process.close()
+
+
+class Talking(Protocol):
+    """A session whose process has not said anything yet."""
+
+    async def first_line(self) -> bytes: ...
+
+    def errors(self) -> AsyncIterator[str]: ...
+
+    async def wait(self) -> int: ...
+
+
+async def first_word(session: Talking, name: str, within_s: float) -> int:
+    """Wait for a process's first event, ``hello``, and return its pid. HostFailed with what was said instead."""
+    try:
+        async with asyncio.timeout(within_s):
+            line = await session.first_line()
+    except (TimeoutError, ValueError):
+        raise HostFailed(f"{name}: the process that was started there says nothing for {within_s:g} s") from None
+    event: Any = None
+    with contextlib.suppress(ValueError):
+        event = json.loads(line)
+    if isinstance(event, dict) and event.get("event") == "hello":
+        return int(event["pid"])
+    said = [words async for words in session.errors()] if not line else [line.decode(errors="replace").strip()]
+    reason = said[-1] if said else f"ended with exit code {await session.wait()}"
+    raise HostFailed(f"{name}: no process could be started there: {reason}")
 
 
 def kill_command(pid: int, shell: Shell) -> list[str]:

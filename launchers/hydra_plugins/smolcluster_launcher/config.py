@@ -17,6 +17,8 @@ class SmolclusterLauncherConf:
     _target_: str = "hydra_plugins.smolcluster_launcher.launcher.SmolclusterLauncher"
     max_concurrent: int = 1
     """Jobs of a sweep that run at the same time; 1 .. 64."""
+    share_nodes: bool = False
+    """Jobs that run at the same time may have nodes on the same machines; otherwise each has machines of its own."""
     host: Optional[str] = None  # noqa: UP045  (OmegaConf of Hydra 1.3 knows no "str | None")
     """[user@]host[:port] of the machine that jobs run on, reached by SSH; null: this one."""
     python: Optional[str] = None  # noqa: UP045
