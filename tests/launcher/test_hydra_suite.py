@@ -1,6 +1,8 @@
-"""Hydra's own test suite for launchers, which is shipped with it."""
+"""Hydra's own test suite for launchers, which is shipped with it: in this process, side by side, and through sshd."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from hydra.core.plugins import Plugins
@@ -12,31 +14,52 @@ from hydra.test_utils.launcher_common_tests import (
 )
 
 Plugins.instance()  # made here, it outlives what the suite's fixture puts back after each test
-WAYS = {"in this process": [], "side by side": ["hydra.launcher.max_concurrent=2"]}
-LAUNCHERS = [pytest.param("smolcluster", words, id=way) for way, words in WAYS.items()]
-FLAGS = ["-m", "hydra/launcher=smolcluster", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+pytestmark = [
+    # the suite's own sweeps name no version_base, and the warning comes from within run_job
+    pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer change working directory"),
+    pytest.mark.xdist_group("hydra suite"),
+]
+WAYS = ("in this process", "side by side", "through sshd")
+FLAGS = ("-m", "hydra/launcher=smolcluster", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> list[str]:
+    """The words that make the launcher run jobs in that way."""
+    if request.param == "through sshd":
+        return [f"hydra.launcher.host={request.getfixturevalue('over_ssh')}"]
+    return ["hydra.launcher.max_concurrent=2"] if request.param == "side by side" else []
+
+
+@pytest.fixture
+def launcher_name() -> str:
+    return "smolcluster"
+
+
+@pytest.fixture
+def overrides(way: list[str]) -> list[str]:
+    return list(way)
 
 
 def test_discovery() -> None:
     assert "SmolclusterLauncher" in [found.__name__ for found in Plugins.instance().discover(Launcher)]
 
 
-@pytest.mark.parametrize(("launcher_name", "overrides"), LAUNCHERS)
 class TestLauncher(LauncherTestSuite):
     pass
 
 
-@pytest.mark.parametrize(
-    ("launcher_name", "overrides"),
-    [pytest.param("smolcluster", [*words, "hydra.sweeper.max_batch_size=2"], id=way) for way, words in WAYS.items()],
-)
 class TestBatches(BatchedSweeperTestSuite):
-    pass
+    @pytest.fixture
+    def overrides(self, way: list[str]) -> list[str]:
+        return [*way, "hydra.sweeper.max_batch_size=2"]
 
 
-@pytest.mark.parametrize(
-    ("task_launcher_cfg", "extra_flags"),
-    [pytest.param({}, [*FLAGS, *words], id=way) for way, words in WAYS.items()],
-)
 class TestIntegration(IntegrationTestSuite):
-    pass
+    @pytest.fixture
+    def task_launcher_cfg(self) -> dict[str, Any]:
+        return {}
+
+    @pytest.fixture
+    def extra_flags(self, way: list[str]) -> list[str]:
+        return [*FLAGS, *way]

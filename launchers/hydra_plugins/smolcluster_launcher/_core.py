@@ -23,9 +23,11 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.smolcluster_launcher import NO_DESK
 from hydra_plugins.smolcluster_launcher._allot import Allotment, allot, never
 from hydra_plugins.smolcluster_launcher._desk import Desk
 from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
+from hydra_plugins.smolcluster_launcher._ssh import SSHSession, Target, first_word
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from smolcluster.cluster.session import LocalProcesses, Session, Sessions, local_sessions, opener
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 LEAD = "hydra_plugins.smolcluster_launcher._lead"
 MAX_CONCURRENT = 64
+LEAD_STARTS_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +157,9 @@ class Sweep:
         return () if shared else given.names
 
     async def lead(self, job: Job, machines: Machines) -> JobReturn:
-        """Run a job in a process of its own."""
+        """Run a job in a process of its own: on this machine, or on ``hydra.launcher.host``."""
+        if self.options.host is not None:
+            return await Lead(await self.lead_elsewhere(machines), job.number).run(self.parcel(job))
         desk = Desk(machine_options(self.options), machines)
         processes = LocalProcesses(dict(os.environ), LEAD, [str(desk.theirs.fileno())], [desk.theirs.fileno()])
         session = await processes.start(f"job {job.number}")
@@ -164,6 +169,21 @@ class Sweep:
         finally:
             desk.close()
 
+    async def lead_elsewhere(self, machines: Machines) -> Session:
+        """A lead on another machine, in the folder of the same name there."""
+        machine = machines.at(Target.parse(self.options.host))
+        await machine.open()
+        argv = [self.options.python or sys.executable, "-m", LEAD, NO_DESK]
+        environment = {"PYTHONPATH": os.pathsep.join(importable())}
+        directory = os.getcwd()
+        session = await SSHSession.begin(
+            lambda descriptors, on_end: machine.start(
+                argv, descriptors, on_end, directory=directory, environment=environment
+            )
+        )
+        session.pid = await first_word(session, machine.name, LEAD_STARTS_S)
+        return session
+
     def parcel(self, job: Job) -> bytes:
         """What a lead needs, pickled; the places of modules apart, since they must be known before the rest is read."""
         inner = {
@@ -172,8 +192,7 @@ class Sweep:
             "config": job.config,
             "singletons": Singleton.get_state(),
         }
-        path = [str(Path(entry).absolute()) for entry in sys.path]
-        return bytes(cloudpickle.dumps({"path": path, "job": cloudpickle.dumps(inner)}))
+        return bytes(cloudpickle.dumps({"path": importable(), "job": cloudpickle.dumps(inner)}))
 
 
 class Lead:
@@ -182,6 +201,7 @@ class Lead:
     def __init__(self, session: Session, number: int) -> None:
         self.session, self.number = session, number
         self.returned: JobReturn | None = None
+        self.last = ""
 
     async def run(self, parcel: bytes) -> JobReturn:
         """Hand over the parcel and wait for the return. Cancelled: let the job stop politely, and wait for that."""
@@ -204,7 +224,8 @@ class Lead:
         code = await self.session.wait()
         await lines
         if self.returned is None:
-            failed = RunFailed(f"job {self.number}: its process ended with exit code {code}")
+            said = f", saying: {self.last}" if self.last else ""
+            failed = RunFailed(f"job {self.number}: its process {self.session.how(code)}{said}")
             self.returned = JobReturn(status=JobStatus.FAILED)
             self.returned.return_value = failed
         return self.returned
@@ -212,8 +233,14 @@ class Lead:
     async def _show(self) -> None:
         """What the job prints, told apart from what the others print."""
         async for line in self.session.errors():
+            self.last = line
             sys.stdout.write(f"[run {self.number}] {line}\n")
             sys.stdout.flush()
+
+
+def importable() -> list[str]:
+    """Where modules are found: a task may be in any of these places."""
+    return [str(Path(entry).absolute()) for entry in sys.path]
 
 
 def machine_options(options: DictConfig) -> Options:

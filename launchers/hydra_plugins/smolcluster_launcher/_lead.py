@@ -14,12 +14,15 @@ import sys
 import threading
 from typing import Any
 
+from hydra_plugins.smolcluster_launcher import NO_DESK
+
 from smolcluster.node.control import Events, split_streams
 
 
 def main() -> None:
     commands, events = split_streams()
     report = Events(events)
+    report("hello", pid=os.getpid())
     lines = os.fdopen(commands, "rb")
     parcel = _read(lines)
     if parcel is None:
@@ -55,20 +58,15 @@ def _run(parcel: bytes) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.singleton import Singleton
     from hydra.core.utils import run_job, setup_globals
-    from hydra_plugins.smolcluster_launcher._desk import DeskSessions
 
-    from smolcluster.cluster.session import local_sessions, opener
+    from smolcluster.cluster.session import opener
 
-    desk = socket.socket(fileno=int(sys.argv[1]))
-    opener.set(
-        lambda spec, threads: (
-            local_sessions(threads) if spec.cluster.is_local else DeskSessions(spec, desk, local_sessions(threads))
-        )
-    )
+    desk = None if sys.argv[1] == NO_DESK else socket.socket(fileno=int(sys.argv[1]))
     setup_globals()
     outer = cloudpickle.loads(parcel)
     sys.path[:] = outer["path"]
     job = cloudpickle.loads(outer["job"])
+    opener.set(_opener(desk, job["config"].hydra.launcher))
     Singleton.set_state(job["singletons"])
     HydraConfig.instance().set_config(job["config"])
     return run_job(
@@ -78,6 +76,27 @@ def _run(parcel: bytes) -> Any:
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
+
+
+def _opener(desk: socket.socket | None, options: Any) -> Any:
+    """How runs of this job start nodes elsewhere: through the launcher's desk, or over connections of its own."""
+    from hydra_plugins.smolcluster_launcher._core import machine_options
+    from hydra_plugins.smolcluster_launcher._desk import DeskSessions
+    from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines
+
+    from smolcluster.cluster.session import local_sessions
+
+    machines = Machines(options.connect_timeout_s)
+
+    def make(spec: Any, threads: int) -> Any:
+        local = local_sessions(threads)
+        if spec.cluster.is_local:
+            return local
+        if desk is not None:
+            return DeskSessions(spec, desk, local)
+        return ClusterSessions(spec, machine_options(options), machines, local)
+
+    return make
 
 
 def _packed(returned: Any) -> bytes:

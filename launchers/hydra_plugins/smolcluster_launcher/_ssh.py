@@ -56,6 +56,17 @@ class Target:
     jump: str | None = None
     shell: Shell = "posix"
 
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """From ``[user@]host[:port]``.
+
+        >>> Target.parse("me@mini1:2222").port
+        2222
+        """
+        user, _, place = text.rpartition("@")
+        host, _, port = place.partition(":") if place.count(":") == 1 else (place, "", "")
+        return cls(name=host, host=host, user=user or None, port=int(port) if port else None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
