@@ -41,12 +41,13 @@ def _run(config: DictConfig) -> float | None:
     from smolcluster.spec.compose import spec_of
 
     hydra = HydraConfig.get()
-    spec = spec_of(config, {str(k): str(v) for k, v in hydra.runtime.choices.items()})
+    overrides = list(hydra.overrides.task)
+    spec = spec_of(config, {str(k): str(v) for k, v in hydra.runtime.choices.items()}, overrides)
     folder = Path(hydra.runtime.output_dir).absolute()
     if (folder / "run_spec.json").exists():
         rule = "holds a run already: two runs must not share a directory"
         raise ConfigError([Problem(key="hydra.sweep.dir", value=folder, rule=rule)])
-    place = Place(folder=folder, overrides=list(hydra.overrides.task), number=int(hydra.job.num))
+    place = Place(folder=folder, overrides=overrides, number=int(hydra.job.num))
     gathering = jobs.current.get()
     if gathering is not None and gathering.total > 1:
         tell(f"\nrun {place.number}, {place.number + 1} of {gathering.total}: {' '.join(place.overrides)}", sys.stdout)

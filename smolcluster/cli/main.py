@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import smolcluster
@@ -114,13 +115,26 @@ def _conclude(jobs: Jobs) -> int:
     finished = jobs.in_order
     if not finished:
         return 0
-    if len(finished) > 1:
-        with suppress(OSError):  # whoever read the output has gone
-            show(sys.stdout, comparison_table([job.row for job in finished]))
     folder = finished[0].folder if jobs.total == 1 else finished[0].folder.parent
+    if len(finished) > 1:
+        rows = [job.row for job in finished]
+        with suppress(OSError):  # whoever read the output has gone
+            show(sys.stdout, comparison_table(rows))
+        _write_comparison(folder, rows)
     shown = os.path.relpath(folder)
     tell(shown if not shown.startswith("..") else str(folder), sys.stdout)
     return max(job.exit_code for job in finished)
+
+
+def _write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    from smolcluster.tracking.comparison import write
+
+    try:
+        files = write(folder, rows)
+    except OSError as error:
+        tell(f"smolcluster: the comparison in {folder} could not be written: {error.strerror or error}", sys.stderr)
+    else:
+        tell(f"compared in {', '.join(file.name for file in files)}", sys.stdout)
 
 
 def _hydra(words: Sequence[str], task: Any) -> None:

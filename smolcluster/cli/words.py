@@ -10,7 +10,7 @@ import yaml
 
 from smolcluster.errors import ConfigError, Problem
 
-PATH_KEYS = ("resume", "data.path", "model.path", "data.tokenizer", "hydra.sweep.dir", "hydra.run.dir")
+PATH_KEYS = ("resume", "rerun", "data.path", "model.path", "data.tokenizer", "hydra.sweep.dir", "hydra.run.dir")
 """Their values are paths or free texts: quoted, so that Hydra's grammar takes commas, spaces and ~ as they are."""
 PLAIN = re.compile(r"[\w./+-]*")
 NOT_INHERITED = ("resume", "pipeline", "hydra.")

@@ -19,6 +19,7 @@ from smolcluster.cluster.session import sessions_for
 from smolcluster.data.order import Walk, course_for
 from smolcluster.errors import ConfigError, Problem
 from smolcluster.spec.needs import Needs, needs_of
+from smolcluster.spec.rerun import digest_of
 from smolcluster.spec.resume import checkpoint_of, state_of
 from smolcluster.spec.validate import missing
 from smolcluster.tracking.console import Console, console_for
@@ -114,7 +115,9 @@ def conduct(
     try:
         outcome = asyncio.run(_control(spec, job, on_event))
     finally:
-        summary = tracking.finish(outcome.status, reason_with_checkpoint(outcome, place), digest=facts.get("digest"))
+        digest = facts.get("digest")
+        rerun = compared_with(spec.rerun, digest) if spec.rerun is not None else {}
+        summary = tracking.finish(outcome.status, reason_with_checkpoint(outcome, place), digest=digest, also=rerun)
     return Result(
         outcome=replace(outcome, reason=summary["reason"]),
         folder=place.folder,
@@ -151,6 +154,12 @@ def cache_folder() -> Path:
     """Where prepared data is kept between runs."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "smolcluster"
+
+
+def compared_with(source: str, digest: str | None) -> dict[str, Any]:
+    """Whether a rerun has come to the same weights; None where one of the two has no final weights."""
+    before = digest_of(source)
+    return {"rerun": {"of": source, "identical": None if before is None or digest is None else before == digest}}
 
 
 def reason_with_checkpoint(outcome: Outcome, place: Place) -> str:

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from smolcluster.errors import ConfigError, Problem
 from smolcluster.spec.build import component_class, conf_dir, groups
+from smolcluster.spec.rerun import repeated
 from smolcluster.spec.run import RunSpec
 from smolcluster.spec.schema import TARGET, closest, hints
 from smolcluster.spec.validate import validated
@@ -54,7 +55,8 @@ def validate_jobs(words: Sequence[str], config_dir: str | None, *, here: bool = 
         for job in _jobs([override for override in parsed if override is not None]):
             composed = _compose(job)
             try:
-                specs.append(validated(composed.config, composed.problems, here=here))
+                config = repeated(composed.config, [str(override.input_line) for override in job])
+                specs.append(validated(config, composed.problems, here=here))
             except ConfigError as error:
                 problems.extend(problem for problem in error.problems if problem not in problems)
     if problems:
@@ -62,9 +64,9 @@ def validate_jobs(words: Sequence[str], config_dir: str | None, *, here: bool = 
     return specs
 
 
-def spec_of(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
-    """The spec of a job's configuration as Hydra has composed it."""
-    return validated(_plain(config, choices))
+def spec_of(config: DictConfig, choices: Mapping[str, str], words: Sequence[str]) -> RunSpec:
+    """The spec of a job's configuration as Hydra has composed it from these overrides."""
+    return validated(repeated(_plain(config, choices), words))
 
 
 @contextmanager

@@ -71,6 +71,8 @@ class RunSpec:
     """All randomness is a function of it and of counters."""
     resume: str | None
     """Directory of a run to go on from, or one of its checkpoints; null: start anew."""
+    rerun: str | None
+    """Directory of a run whose spec is taken as it stands; null: the configuration decides."""
     train: Train
     pipeline: Annotated[Any, Group(name="pipeline")]
     cluster: Annotated[Any, Group(name="cluster")]

@@ -93,14 +93,17 @@ class Tracking:
         record = {"event": "note", **CONTROLLER, "t": self._clock(), "message": words}
         self._guard("directory", lambda: self._directory.on_event(record))
 
-    def finish(self, status: Status, reason: str, *, digest: str | None = None) -> dict[str, Any]:
+    def finish(
+        self, status: Status, reason: str, *, digest: str | None = None, also: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Write ``summary.json`` and ``loss.png``, end the trackers and the view; a second call changes nothing.
 
         The summary is on the disk before anything that may take long.
         """
         if self._result is not None:
             return self._result
-        result = self._result = self.summary.result(status, reason, now=self._clock(), digest=digest)
+        found = self.summary.result(status, reason, now=self._clock(), digest=digest)
+        result = self._result = {**found, **(also or {})}
         self._guard("directory", lambda: self._directory.write_summary(result))
         try:
             if self._plot:

@@ -77,6 +77,9 @@ def _lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text | str]]:
     for key in ("checkpoint", "digest"):
         if summary.get(key):
             yield key, text(summary[key])
+    if rerun := table(summary.get("rerun")):
+        same = {True: "bit for bit the weights of", False: "other weights than", None: "not to be compared with"}
+        yield "rerun", f"{same.get(rerun.get('identical'), '?')} {text(rerun.get('of'))}"
 
 
 def _evaluated(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
