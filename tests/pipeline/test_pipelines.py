@@ -61,6 +61,8 @@ def _exported(run: Path, summary: dict) -> None:
 def test_sweep_runs_all_and_compares(tmp_path: Path) -> None:
     words = ("algo=syncps,edp", "optim.lr=1e-3,3e-4", "train.epochs=1", "train.export=false")
     ran = command(tmp_path / "sweep", *words)
+    assert (tmp_path / "sweep" / "sweep.png").stat().st_size > 5000
+    assert ran.lines[-2] == "compared in sweep.md, sweep.csv, sweep.png"
     runs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     assert runs == ["0", "1", "2", "3"]
     table = "\n".join(ran.lines)
@@ -69,6 +71,13 @@ def test_sweep_runs_all_and_compares(tmp_path: Path) -> None:
     assert "run 1, 2 of 4: algo=syncps optim.lr=0.0003 " in table
     assert ran.lines[-1].endswith("sweep")
     assert [RunReader(tmp_path / "sweep" / n).summary()["algo"] for n in runs] == ["SyncPS", "SyncPS", "EDP", "EDP"]
+
+
+def test_a_rerun_gives_the_same_weights(tmp_path: Path) -> None:
+    first = command(tmp_path / "first", "train.max_steps=20", "train.export=false", "optim.lr=0.002")
+    again = command(tmp_path / "again", f"rerun={first.run}")
+    assert again.summary["rerun"] == {"of": str(first.run), "identical": True}
+    assert any(re.match(r"rerun +bit for bit the weights of", line) for line in again.lines)
 
 
 def test_bench_prints_one_table(tmp_path: Path) -> None:
