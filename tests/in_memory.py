@@ -73,6 +73,8 @@ def run(
         credentials=tuple(authority.issue(member.name, 1) for member in members),
         roster=tuple(members),
         hosts={member.name: "127.0.0.1" for member in members},
+        listens_on="127.0.0.1",
+        relays=(),
         folder=folder,
         cache=cache_folder(),
         threads=1,

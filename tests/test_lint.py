@@ -28,7 +28,7 @@ def test_check(name: str) -> None:
 
 
 def sources() -> list[Path]:
-    return sorted((ROOT / "smolcluster").rglob("*.py"))
+    return sorted(path for folder in ("smolcluster", "launchers") for path in (ROOT / folder).rglob("*.py"))
 
 
 def test_no_device_call_outside_of_train() -> None:
@@ -41,6 +41,21 @@ def test_no_device_call_outside_of_train() -> None:
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if DEVICE_CALL.search(line)
     ]
+    assert not found, "\n".join(found)
+
+
+def test_nodes_can_run_on_any_system() -> None:
+    """What a node runs imports nothing that only POSIX has, but for the server that it is forked from on Linux."""
+    posix = {"fcntl", "grp", "pty", "pwd", "select", "syslog", "termios", "tty"}
+    rooms = [ROOT / "smolcluster" / name for name in ("node", "comms", "train", "algo")]
+    found = []
+    for path in sources():
+        if path.name == "forkserver.py" or not any(room in path.parents for room in rooms):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [f"{path.relative_to(ROOT)}: {name}" for name in names if name.partition(".")[0] in posix]
     assert not found, "\n".join(found)
 
 

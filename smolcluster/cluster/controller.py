@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from smolcluster.cluster import routes
 from smolcluster.cluster.session import Session, Sessions, Whereabouts
 from smolcluster.cluster.supervision import (
     Action,
@@ -133,6 +134,7 @@ class Controller:
         self._launched = False
         self._collecting: asyncio.Task[None] | None = None
         self._collect_again = False
+        self._relay_ports: dict[tuple[str, str], int] = {}
 
     async def run(self) -> Outcome:
         """Start, supervise, end. Never raises for what a node does."""
@@ -203,7 +205,8 @@ class Controller:
                         "curve_keys": self.authority.curve_keys(view.members),
                         "reason": reason,
                     }
-                    self._broadcast(self._view)
+                    for handle in self._running():
+                        handle.session.send(self._view_of(handle.names[0], self._view))
                     self.journal("view", generation=view.generation, members=len(members), reason=reason)
                 case KillNode(name=name, reason=reason):
                     self.journal("killed", peer=name, reason=reason)
@@ -254,7 +257,24 @@ class Controller:
         ]
         handle.tasks.append(self._spawn(self._await_exit(handle), f"end of {names[0]}"))
         if self._view is not None:
-            session.send(self._view)
+            session.send(self._view_of(names[0], self._view))
+
+    def _view_of(self, name: str, view: Mapping[str, Any]) -> dict[str, Any]:
+        """The view as node ``name`` needs it: where *it* reaches the others, and whom it passes bytes on to."""
+        cluster, found = self.spec.cluster, dict(view["addresses"])
+        if cluster.nodes is None:
+            return dict(view)
+        for other, where in view["addresses"].items():
+            way = routes.route(cluster, name, other) if other != name else None
+            if way is not None and way.via:
+                port = self._relay_ports.get((way.via, other)) if way.via in found else None
+                found[other] = [way.address, port] if port is not None else []
+            elif way is not None and where:
+                found[other] = [way.address or where[0], where[1]]
+        on_to = self._relays_of(name)
+        known = {target: view["addresses"].get(target) for target in on_to}
+        relays = {target: [on_to[target], where[1]] for target, where in known.items() if where}
+        return {**view, "addresses": found, "relays": relays}
 
     def _start_command(self, names: tuple[str, ...], joined: int) -> dict[str, Any]:
         by_name = {member.name: dataclasses.replace(member, joined=joined) for member in self.roster}
@@ -269,6 +289,8 @@ class Controller:
             "credentials": [dataclasses.asdict(self.authority.issue(name, joined)) for name in names],
             "roster": [dataclasses.asdict(member) for member in self.roster],
             "hosts": {member.name: self.spec.cluster.node(member.name).host for member in self.roster},
+            "listens_on": routes.listens_on(self.spec.cluster.node(names[0])),
+            "relays": sorted(self._relays_of(names[0])),
             "folder": place.folder,
             "cache": place.cache,
             "threads": place.threads,
@@ -276,8 +298,16 @@ class Controller:
             "purpose": self.job.purpose,
         }
 
+    def _relays_of(self, name: str) -> dict[str, str]:
+        cluster = self.spec.cluster
+        return {} if cluster.nodes is None else routes.relays(cluster, name, cluster.pairs(self.spec.algo.links))
+
+    def _running(self) -> list[Handle]:
+        """Every process once, whatever number of nodes it holds."""
+        return list({id(handle): handle for handle in self.handles.values()}.values())
+
     def _broadcast(self, command: Mapping[str, Any]) -> None:
-        for handle in {id(handle): handle for handle in self.handles.values()}.values():
+        for handle in self._running():
             handle.session.send(command)
 
     # --- listening ---------------------------------------------------------------------------------------
@@ -296,6 +326,8 @@ class Controller:
         self.supervisor.heard(name)
         match event["event"]:
             case "listening":
+                ports = event.get("relays") or {}
+                self._relay_ports.update({(name, target): int(port) for target, port in ports.items()})
                 self.carry_out(self.supervisor.listening(name, event["address"]))
             case "finished":
                 self.carry_out(self.supervisor.finished(name, now))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from smolcluster.cluster import routes
 from smolcluster.errors import Problem
 from smolcluster.spec.schema import Range, closest
 
@@ -42,6 +43,8 @@ class Node:
 
     host: str
     """Address that the other nodes connect to."""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """Its addresses by link, each with its network: {thunderbolt: 10.10.0.1/24}; empty: ``host`` is reached by all."""
     ssh: SSH | None = None
     """null: this machine."""
     device: str = "auto"
@@ -126,6 +129,7 @@ class Cluster:
             yield Problem(key="cluster", value=spec.choices.get("cluster", "?"), rule=self.example)
         yield from self._who()
         yield from self._where()
+        yield from self._ways(spec)
         for name, node in (self.nodes or {}).items():
             if node.precision is not None and (node.precision == "64") != (spec.train.precision == "64"):
                 rule = f"must agree with train.precision={spec.train.precision}: 64 changes what travels"
@@ -157,6 +161,37 @@ class Cluster:
             yield Problem(key="cluster.num_workers", value=self.num_workers, rule=rule, nearest=str(available))
         if available == 0:
             yield Problem(key="cluster.workers", value=[], rule="must name at least one worker")
+
+    def _ways(self, spec: RunSpec) -> Iterable[Problem]:
+        """Every address must be one, and every link that the algorithm needs must have a way."""
+        bad = False
+        for name, node in (self.nodes or {}).items():
+            for link, text in node.addresses.items():
+                try:
+                    routes.interface(text)
+                except ValueError:
+                    bad, rule = True, "must be an address with its network, as 10.10.0.1/24"
+                    yield Problem(key=f"cluster.nodes.{name}.addresses.{link}", value=text, rule=rule)
+        if bad or self.nodes is None or self.server not in self.nodes:
+            return
+        for source, target in self.pairs(spec.algo.links):
+            if source < target and source in self.nodes and target in self.nodes:
+                way = routes.route(self, source, target)
+                if way.address is None:
+                    rule = f"{way.reason}: there is no route (add the missing link to addresses)"
+                    yield Problem(key=f"cluster.nodes.{target}.addresses", value=source, rule=rule)
+
+    def pairs(self, links: str) -> list[tuple[str, str]]:
+        """(source, target) of all links that an algorithm holds, each in both directions."""
+        workers = self.worker_names
+        if links == "none":
+            return []
+        if links == "star":
+            ends = [(self.server_name, worker) for worker in workers]
+        else:
+            names = [self.server_name, *workers] if self.nodes is None or self.server else list(workers)
+            ends = [(one, other) for index, one in enumerate(names) for other in names[index + 1 :]]
+        return [*ends, *((other, one) for one, other in ends)]
 
     def _where(self) -> Iterable[Problem]:
         used: dict[tuple[str, int], str] = {}

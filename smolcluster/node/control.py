@@ -12,7 +12,6 @@ import json
 import math
 import os
 import queue
-import select
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -77,17 +76,33 @@ class Events:
 
 
 class Commands:
-    """Reads commands in a thread and hands them to the event loop as they come."""
+    """Reads commands in a thread and hands them to the event loop as they come.
+
+    A thread that blocks in ``read`` is the one way that pipes can be waited for on every system.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._pending = bytearray()
+        threading.Thread(target=self._read, name="standard input", daemon=True).start()
+
+    def _read(self) -> None:
+        data = b"x"
+        while data:
+            try:
+                data = os.read(self._descriptor, 1 << 16)
+            except OSError:
+                data = b""
+            self._pieces.put(data)
 
     def read_one(self, silence_limit_s: float) -> dict[str, Any] | None:
         """The next command; None at the end of the stream or after ``silence_limit_s`` without a byte."""
         while b"\n" not in self._pending:
-            ready, _, _ = select.select([self._descriptor], [], [], silence_limit_s)
-            data = os.read(self._descriptor, 1 << 16) if ready else b""
+            try:
+                data = self._pieces.get(timeout=silence_limit_s)
+            except queue.Empty:
+                return None
             if not data or len(self._pending) + len(data) > MAX_LINE_BYTES:
                 return None
             self._pending += data
@@ -99,7 +114,7 @@ class Commands:
     def listen(
         self, loop: asyncio.AbstractEventLoop, take: Callable[[Mapping[str, Any]], None], silence_limit_s: float
     ) -> None:
-        """Start the thread. After the last command it hands over ``{"op": "gone"}``."""
+        """Hand over every command. After the last one ``{"op": "gone"}`` is handed over."""
 
         def work() -> None:
             while True:

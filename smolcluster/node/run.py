@@ -26,6 +26,7 @@ from smolcluster.errors import Interrupted, RunFailed, SmolclusterError
 from smolcluster.node.control import Commands, leave_after
 from smolcluster.node.hardware import peak_rss_bytes, rss_bytes
 from smolcluster.node.journal import NodeJournal, wire
+from smolcluster.node.relay import Relay
 from smolcluster.ports import AlgorithmState, Member, Reporter, View
 from smolcluster.spec.build import build
 from smolcluster.spec.run import RunSpec
@@ -53,6 +54,9 @@ class Start:
     roster: tuple[Member, ...]
     """All nodes of the run."""
     hosts: Mapping[str, str]
+    listens_on: str
+    relays: tuple[str, ...]
+    """Nodes that others reach through this one only."""
     folder: Path
     cache: Path
     threads: int
@@ -68,6 +72,8 @@ class Start:
             credentials=tuple(Credentials(**each) for each in command["credentials"]),
             roster=tuple(Member(**each) for each in command["roster"]),
             hosts=command["hosts"],
+            listens_on=command["listens_on"],
+            relays=tuple(command["relays"]),
             folder=Path(command["folder"]),
             cache=Path(command["cache"]),
             threads=command["threads"],
@@ -89,6 +95,7 @@ class NodeProcess:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.nodes: list[Node] = []
         self.stopping: str | None = None
+        self.relays = {target: Relay() for target in start.relays}
         self._view: tuple[View, Mapping[str, Any], str, Mapping[str, str]] | None = None
 
     @property
@@ -100,7 +107,7 @@ class NodeProcess:
         """Run all nodes to their end; returns the exit code."""
         start, loop = self.start, asyncio.get_running_loop()
         self.commands.listen(loop, self.take, start.spec.cluster.silence_limit_s)
-        host = start.hosts[start.members[0].name]
+        host = start.listens_on
         port = start.spec.cluster.port_of(start.members[0].name)
         try:
             transports = start.spec.comms.transports(start.credentials, host, port)
@@ -108,10 +115,13 @@ class NodeProcess:
             raise RunFailed(f"{start.members[0].name}: cannot listen on {host}:{port}: {error.strerror}") from None
         for member, transport in zip(start.members, transports, strict=True):
             self.nodes.append(Node(self, member, transport))
-            self.report("listening", of=member.name, address=list(transport.address))
+            ports = {target: await relay.open(host) for target, relay in self.relays.items()}
+            self.report("listening", of=member.name, address=list(transport.address), relays=ports)
         if self._view is not None:
             self.change_view(*self._view)
         results = await asyncio.gather(*(self._live(node) for node in self.nodes), return_exceptions=True)
+        for relay in self.relays.values():
+            await relay.close()
         return self.conclude(results)
 
     async def _live(self, node: Node) -> None:
@@ -147,6 +157,9 @@ class NodeProcess:
                     generation=command["generation"],
                     members=tuple(Member(**each) for each in command["members"]),
                 )
+                for target, where in (command.get("relays") or {}).items():
+                    if target in self.relays:
+                        self.relays[target].target = (str(where[0]), int(where[1]))
                 self._view = (view, command["addresses"], command["reason"], command.get("curve_keys", {}))
                 self.change_view(*self._view)
             case "stop":

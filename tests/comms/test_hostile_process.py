@@ -59,6 +59,8 @@ class NodeProcess:
             credentials=[dataclasses.asdict(authority.issue(member.name, member.joined))],
             roster=[vars(each) for each in members],
             hosts={each.name: "127.0.0.1" for each in members},
+            listens_on="127.0.0.1",
+            relays=(),
             folder=str(folder),
             cache=str(cache_folder()),
             threads=1,

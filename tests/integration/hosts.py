@@ -15,12 +15,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 SUBNET = "10.{a}.{b}"
+SIDE = "192.168.50"
+"""The network of hosts that are behind another one; nobody else sees it."""
+LISTENING = "Server listening on"
 CONFIG = """\
 Port {port}
 ListenAddress {address}
@@ -97,15 +100,14 @@ class Host:
             passwd.write_text("".join(":".join(each) + "\n" for each in mine))
             script = f"mount --bind {passwd} /etc/passwd && exec {' '.join(command)}"
             command = ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "sh", "-c", script]
+        before = self.log.read_text().count(LISTENING) if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.sshd = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self._await_listening()
+        self._await_listening(before)
 
-    def _await_listening(self) -> None:
+    def _await_listening(self, before: int) -> None:
         until = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection((self.address, self.port), 1):
-                return
+        while self.log.read_text().count(LISTENING) == before:
             if time.monotonic() > until or (self.sshd is not None and self.sshd.poll() is not None):
                 raise AssertionError(f"no sshd on {self.address}:{self.port}:\n{self.log.read_text()}")
             time.sleep(0.02)
@@ -150,6 +152,8 @@ class Hosts:
 
     folder: Path
     names: Sequence[str]
+    behind: Mapping[str, str] = field(default_factory=dict)
+    """Host -> the earlier one that it has its only link to."""
     hosts: dict[str, Host] = field(default_factory=dict)
     bridge: str = ""
 
@@ -197,8 +201,16 @@ class Hosts:
         if self.isolated:
             space, address = f"sn{number}x{rank}", f"{network}.{rank + 10}"
             ip("netns", "add", space)
-            ip("link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", space)
-            ip("link", "set", device, "master", self.bridge, "up")
+            gateway = self.behind.get(name)
+            if gateway is None:
+                ip("link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", space)
+                ip("link", "set", device, "master", self.bridge, "up")
+            else:
+                address = f"{SIDE}.{rank + 10}"
+                between = str(self.hosts[gateway].namespace)
+                ip("-n", between, "link", "add", "eth1", "type", "veth", "peer", "name", "eth0", "netns", space)
+                ip("-n", between, "addr", "add", f"{SIDE}.1/24", "dev", "eth1")
+                ip("-n", between, "link", "set", "eth1", "up")
             for words in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
                 ip("-n", space, *words.split())
             host = Host(name, address, 22, folder, space, device)

@@ -12,7 +12,7 @@ import pytest
 
 from smolcluster.tracking.rundir import RunReader
 from tests.integration.command import command
-from tests.integration.hosts import why_not
+from tests.integration.hosts import SIDE, Hosts, why_not
 from tests.integration.on_hosts import Cluster, node_pids
 
 pytestmark = pytest.mark.xdist_group("hosts")
@@ -197,3 +197,29 @@ def test_another_host_key_is_refused_before_any_node_starts(cluster: Cluster, tm
     assert "mini3: the host key of " in run.stderr
     assert "ssh-keyscan" in run.stderr
     assert not run.journal("started")
+
+
+@isolated
+def test_two_networks_with_one_node_on_both(tmp_path: Path) -> None:
+    """The Pi has one cable, to mini1. It is reached through mini1 by SSH, and its gradients go the same way."""
+    with Hosts(tmp_path / "hosts", ["mini1", "mini2", "pi5"], behind={"pi5": "mini1"}) as hosts:
+        cluster = Cluster.of(hosts)
+        jump = f"root@{hosts['mini1'].address}"
+        ssh = {"host": None, "user": "root", "port": 22, "identity": None, "jump": jump}
+        links = {name: {"bridge": f"{hosts[name].address}/24"} for name in ("mini1", "mini2")}
+        nodes = {name: {"addresses": addresses} for name, addresses in links.items()}
+        nodes["mini1"]["addresses"]["cable"] = f"{SIDE}.1/24"
+        nodes["pi5"] = {"addresses": {"cable": f"{hosts['pi5'].address}/24"}, "ssh": ssh}
+        words = (*WORDS, "train.epochs=2")
+        here = command(tmp_path / "here", *words, "cluster.threads_per_node=1")
+        cluster.write("direct", {"server": "mini1", "workers": ["mini2", "pi5"]}, nodes)
+        direct = cluster.run(tmp_path / "direct", *words, cluster="direct")
+        assert direct.summary["digest"] == here.summary["digest"]
+        cluster.write("through", {"server": "mini2", "workers": ["mini1", "pi5"]}, nodes)
+        through = cluster.run(tmp_path / "through", *words, cluster="through")
+        assert through.summary["digest"] == here.summary["digest"]
+        del nodes["mini1"]["addresses"]["cable"]
+        cluster.write("cut", {"server": "mini2", "workers": ["mini1", "pi5"]}, nodes)
+        with cluster.command(tmp_path / "cut", *words, cluster="cut") as run:
+            assert run.finish() == 2
+        assert "mini2 and pi5 are on no common network, and no node is on one with each of them" in run.stderr
