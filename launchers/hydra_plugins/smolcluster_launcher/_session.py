@@ -7,13 +7,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra_plugins.smolcluster_launcher._bundle import UNPACK, UNPACK_FILES, Parcel, wheel
+from hydra_plugins.smolcluster_launcher._environment import Environment, make, marker, python_of
 from hydra_plugins.smolcluster_launcher._mirror import PACK, Incoming, known_steps
 from hydra_plugins.smolcluster_launcher._preflight import Report, differences, here, obstacles
 from hydra_plugins.smolcluster_launcher._ssh import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from smolcluster.spec.needs import Needs
     from smolcluster.spec.run import RunSpec
 
+WHEELHOUSE = "hydra.launcher.wheelhouse"
 DEFAULT_WORKDIR = "~/.cache/smolcluster"
 CHOOSE = """
 for p in "$@"; do command -v "$p" >/dev/null && exec "$p" - "$0"; done
@@ -127,6 +129,8 @@ class ClusterSessions:
         far = [name for name in names if self.spec.cluster.node(name).ssh is not None]
         parcels = {key: Parcel.of(path) for key, path in needs.paths.items()}
         parcels |= {f"module {path}": Parcel.of(path) for path in needs.modules}
+        if self.options.env is not None and self.options.wheelhouse is not None:
+            parcels[WHEELHOUSE] = Parcel.of(Path(self.options.wheelhouse).expanduser().absolute())
         found = await asyncio.gather(*(self._prepare(name, parcels, say) for name in far), return_exceptions=True)
         failures = [each for each in found if isinstance(each, BaseException)]
         for failure in failures:
@@ -148,6 +152,8 @@ class ClusterSessions:
             raise HostFailed("\n".join(f"{name}: {problem}" for problem in problems))
         remote = Remote(machine=machine, report=report, python=report.executable)
         sent = await self._send(remote, code, parcels)
+        if self.options.env is not None:
+            await self._equip(remote, name, node, self.options.env, partial(say, name))
         say(name, f"{report.system} {report.machine}, {report.cores} cores, {sent}")
         self._remote[name] = remote
 
@@ -173,6 +179,20 @@ class ClusterSessions:
                 count, size = count + 1, size + sent.num_bytes
         remote.environment["PYTHONPATH"] = os.pathsep.join(places)
         return f"sent {count} bundle(s), {size / 1e6:.1f} MB" if count else "nothing to send"
+
+    async def _equip(self, remote: Remote, name: str, node: Node, tool: str, say: Callable[[str], None]) -> None:
+        """See to an environment there, and look at what it has."""
+        environment = Environment.like_here(tool)
+        place = environment.name(remote.report)
+        wheelhouse = remote.paths.pop(WHEELHOUSE, None)
+        known = await look(remote.machine, name, node, [marker(place)])
+        if known.there:
+            remote.python = python_of(known.workdir, place, known.system)
+        else:
+            remote.python = await make(remote.machine, remote.report, environment, wheelhouse, say)
+        remote.report = await look(remote.machine, name, replace(node, python=remote.python), [])
+        if problems := list(obstacles(remote.report, environment=False)):
+            raise HostFailed("\n".join(f"{name}: {problem}" for problem in problems))
 
     async def _unpack(self, remote: Remote, script: str, folder: str, name: str, data: Iterable[bytes]) -> None:
         root = f"{remote.report.workdir}/{folder}"
