@@ -194,3 +194,27 @@ def run(folder: Path, *words: str, code: int = 0) -> str:
     )
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
+
+
+def test_the_cluster_of_the_page_is_the_example() -> None:
+    page = (ROOT / "docs" / "cluster_setup.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    example = (ROOT / "docs" / "examples" / "conf" / "cluster" / "home.yaml").read_text(encoding="utf-8")
+    assert example.partition("\n")[2] == shown
+
+
+def test_messages_that_are_explained_are_those_of_the_code() -> None:
+    """The first words of each message of the table, numbers and names left out, are in the sources."""
+    page = (ROOT / "docs" / "cluster_setup.md").read_text(encoding="utf-8")
+    table = page.partition("## Messages and what to do")[2]
+    sources = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("smolcluster", "launchers")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    messages = re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)
+    assert len(messages) > 10
+    for message in messages:
+        words = re.split(r"\S*\d\S*|\.\.\.|torch|,", message)
+        longest = max((part.strip() for part in words), key=len)
+        assert longest in sources, f"{message}: {longest!r}"

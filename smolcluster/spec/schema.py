@@ -127,10 +127,15 @@ def check(cls: type[T], mapping: Mapping[str, Any], path: str, problems: list[Pr
             problems.append(Problem(key=join(path, name), value=MISSING, rule="is required and has no default"))
         if len(problems) > before and not dataclasses.is_dataclass(values.get(name)):  # those hold defaults already
             values.pop(name, None)
-            if fallback[name] is dataclasses.MISSING and known[name] is str:
+            if fallback[name] is dataclasses.MISSING and _bare(known[name]) is str:
                 values[name] = ""  # nothing is built from it: it lets later checks run
             buildable = buildable and (name in values or fallback[name] is not dataclasses.MISSING)
     return cls(**values) if buildable else None
+
+
+def _bare(hint: Any) -> Any:
+    """A type without what marks it."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def join(path: str, key: object) -> str:

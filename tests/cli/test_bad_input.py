@@ -112,7 +112,6 @@ def test_what_must_be_set_hides_nothing_else(capsys: pytest.CaptureFixture[str])
             "cluster.port=65432: 10.10.0.1:65432 is taken by mini1; nearest valid: 0 (the system chooses)",
         ),
         (["cluster=wan"], "cluster=wan: is an example with documentation addresses: copy"),
-        (["cluster=minis"], "cluster=minis: names other machines (mini1, mini2, mini3)"),
         (["cluster.port=7000"], "127.0.0.1:7000 is taken by server"),
         (["model=gpt", "model.num_heads=3"], "model.num_heads=3"),
         (["data=text"], "data.path=???: must be set: it has no default"),

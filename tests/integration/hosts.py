@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
@@ -174,13 +175,12 @@ class Hosts:
     def __enter__(self) -> Hosts:
         self.folder.mkdir(parents=True, exist_ok=True)
         keygen(self.key)
-        number = os.getpid() % 60000
-        network = SUBNET.format(a=64 + number // 250 % 64, b=number % 250)
-        self.isolated = not why_not()
+        number, self.isolated = 0, not why_not()
         if self.isolated:
             Path("/run/sshd").mkdir(exist_ok=True)
-            self.bridge = f"sb{number}"
-            ip("link", "add", self.bridge, "type", "bridge")
+            number = self._make_bridge()
+        network = SUBNET.format(a=64 + number // 250, b=number % 250)
+        if self.isolated:
             ip("addr", "add", f"{network}.1/24", "dev", self.bridge)
             ip("link", "set", self.bridge, "up")
         try:
@@ -191,6 +191,16 @@ class Hosts:
             self.__exit__()
             raise
         return self
+
+    def _make_bridge(self) -> int:
+        """A bridge whose number nobody else has; the names and networks of these hosts follow from it."""
+        for _ in range(100):
+            number = random.randrange(64 * 250)
+            with contextlib.suppress(subprocess.CalledProcessError):
+                ip("link", "add", f"sb{number}", "type", "bridge")
+                self.bridge = f"sb{number}"
+                return number
+        raise AssertionError("no bridge can be made")
 
     def _make(self, name: str, rank: int, number: int, network: str) -> Host:
         folder = self.folder / name
