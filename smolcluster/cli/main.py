@@ -50,6 +50,8 @@ def _main(words: list[str]) -> int:
     if "--version" in words:
         tell(f"smolcluster {smolcluster.__version__}", sys.stdout)
         return 0
+    if words and words[0].startswith("join="):
+        return _join(words)
     earlier.refuse(words)
     if any(word.split("=")[0] in ONLY_SHOW for word in words):
         return _show(words)
@@ -72,6 +74,24 @@ def _main(words: list[str]) -> int:
         except JobFailed:  # told already, and among the finished
             code = 1
     return max(_conclude(jobs), code)
+
+
+def _join(words: Sequence[str]) -> int:
+    """Join somebody's run with this machine, until that run is over."""
+    import asyncio
+
+    from smolcluster.node.keeper import Invitation, join
+
+    value = words[0].partition("=")[2]
+    try:
+        invitation = Invitation.parse(value)
+    except ValueError:
+        rule = "must be the word that the run has printed for this machine, and nothing else"
+        raise ConfigError([Problem(key="join", value=value, rule=rule)]) from None
+    tell(f"joining {invitation.host}:{invitation.port} as {invitation.name}; Ctrl-C leaves", sys.stdout)
+    asyncio.run(join(invitation))
+    tell("the run is over", sys.stdout)
+    return 0
 
 
 def _start(words: list[str]) -> None:

@@ -47,6 +47,8 @@ class Node:
     """Its addresses by link, each with its network: {thunderbolt: 10.10.0.1/24}; empty: ``host`` is reached by all."""
     ssh: SSH | None = None
     """null: this machine."""
+    manual: bool = False
+    """It is not reached by SSH: a person types there the join command that is printed."""
     device: str = "auto"
     """auto, cpu, mps or cuda:<k>."""
     precision: Literal["32", "bf16-mixed", "16-mixed", "64"] | None = None
@@ -65,6 +67,11 @@ class Node:
     """Folder on that machine; null: ~/.cache/smolcluster."""
     python: str | None = None
     """Python interpreter on that machine; null: the one of this command."""
+
+    @property
+    def is_here(self) -> bool:
+        """It is a process of this machine."""
+        return self.ssh is None and not self.manual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +110,7 @@ class Cluster:
     @property
     def is_local(self) -> bool:
         """Every node is a process of this machine."""
-        return self.nodes is None or all(node.ssh is None for node in self.nodes.values())
+        return self.nodes is None or all(node.is_here for node in self.nodes.values())
 
     @property
     def server_name(self) -> str:

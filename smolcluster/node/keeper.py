@@ -224,23 +224,3 @@ async def join(invitation: Invitation) -> None:
         writer.close()
         raise RunFailed(f"{where} refuses: {answer.get('refused', 'it has ended')}")
     await Keeper(reader, writer).serve()
-
-
-def main() -> int:
-    """Join with the invitation that is the only argument; the exit code."""
-    try:
-        invitation = Invitation.parse(sys.argv[1])
-        asyncio.run(join(invitation))
-    except (IndexError, ValueError):
-        sys.stderr.write("smolcluster: join= takes the word that the run has printed\n")
-        return 2
-    except RunFailed as error:
-        sys.stderr.write(f"smolcluster: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -127,6 +127,14 @@ class Host:
         out = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False)
         return [int(word) for word in out.stdout.split()]
 
+    def popen(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        """Start a command there, as somebody who sits in front of it does."""
+        place = [] if self.namespace is None else ["ip", "netns", "exec", self.namespace]
+        return subprocess.Popen(
+            [*place, *command], cwd=self.home, env={**os.environ, "HOME": str(self.home)}, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
     @property
     def logins(self) -> int:
         """How often somebody has logged in."""

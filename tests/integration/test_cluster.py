@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -197,6 +198,31 @@ def test_another_host_key_is_refused_before_any_node_starts(cluster: Cluster, tm
     assert "mini3: the host key of " in run.stderr
     assert "ssh-keyscan" in run.stderr
     assert not run.journal("started")
+
+
+def test_machines_without_sshd_join_by_hand(cluster: Cluster, tmp_path: Path) -> None:
+    words = (*WORDS, "train.epochs=2")
+    here = command(tmp_path / "here", *words, "cluster.threads_per_node=1")
+    joined = {}
+    with cluster.command(tmp_path / "run", *words, "hydra.launcher.session=manual") as run:
+        try:
+            for host in cluster.hosts:
+                line = run.wait_for(f"{host.name}: type there: python -m smolcluster join=")
+                word = line.rpartition(" ")[2]
+                joined[host.name] = host.popen([sys.executable, "-m", "smolcluster", word])
+            assert run.finish() == 0, "\n".join(run.lines) + run.stderr
+            said = {name: process.communicate(timeout=20)[0] for name, process in joined.items()}
+        finally:
+            for process in joined.values():
+                process.kill()
+                process.wait()
+    assert run.summary["digest"] == here.summary["digest"]
+    assert all(text.splitlines()[-1] == "the run is over" for text in said.values())
+    assert (run.run / "checkpoints" / "latest" / "state.json").is_file(), "fetched through the gate"
+    assert not cluster.left()
+    late = cluster.hosts["mini2"].popen([sys.executable, "-m", "smolcluster", word])
+    assert "cannot be joined" in late.communicate(timeout=30)[0]
+    assert late.returncode == 1
 
 
 @isolated

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,14 +244,17 @@ def importable() -> list[str]:
 
 
 def machine_options(options: DictConfig) -> Options:
-    return Options(sync=options.sync, env=options.env, wheelhouse=options.wheelhouse)
+    names = (field.name for field in fields(Options))
+    return Options(**{name: options[name] for name in names})
 
 
 def asked_of(config: DictConfig) -> Allotment | None:
     """The machines that a job names; None where it runs on this one, or is no job of ours."""
     cluster = OmegaConf.select(config, "cluster")
     nodes = OmegaConf.select(config, "cluster.nodes")
-    if not nodes or not any(OmegaConf.select(nodes[name], "ssh") is not None for name in nodes):
+    if not nodes or not any(
+        OmegaConf.select(nodes[name], "ssh") is not None or OmegaConf.select(nodes[name], "manual") for name in nodes
+    ):
         return None
     workers = cluster.workers if cluster.workers is not None else [name for name in nodes if name != cluster.server]
     return Allotment(cluster.server, tuple(workers[: cluster.num_workers]))
@@ -290,3 +293,13 @@ def wrong(options: DictConfig) -> Iterable[Problem]:
     if not 1 <= count <= MAX_CONCURRENT:
         rule = f"must be >= 1 and <= {MAX_CONCURRENT}"
         yield Problem(key="hydra.launcher.max_concurrent", value=count, rule=rule, nearest="1")
+    for name, allowed in (("session", ("ssh", "manual")), ("env", (None, "venv", "uv"))):
+        if options[name] not in allowed:
+            rule = f"must be one of {', '.join('null' if each is None else each for each in allowed)}"
+            yield Problem(key=f"hydra.launcher.{name}", value=options[name], rule=rule)
+    for name in ("connect_timeout_s", "join_timeout_s"):
+        if not 0 < options[name] <= 86400:
+            yield Problem(key=f"hydra.launcher.{name}", value=options[name], rule="must be > 0 and <= 86400")
+    if not 0 <= options.gate_port <= 65535:
+        rule = "must be >= 0 and <= 65535"
+        yield Problem(key="hydra.launcher.gate_port", value=options.gate_port, rule=rule, nearest="0")

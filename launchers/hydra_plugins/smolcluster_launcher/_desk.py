@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
-from hydra_plugins.smolcluster_launcher._ssh import RemoteProcess, first_word
+from hydra_plugins.smolcluster_launcher._ssh import Ending, first_word
 
 from smolcluster.cluster.session import Pipes, Say, Session, Sessions, Whereabouts, pipe_reader, pipe_writer
 from smolcluster.errors import RunFailed, SmolclusterError
@@ -38,7 +38,7 @@ class Desk:
         self.options, self.machines = options, machines
         self._ours, self.theirs = socket.socketpair()
         self._sessions: ClusterSessions | None = None
-        self._processes: dict[int, RemoteProcess] = {}
+        self._processes: dict[int, Ending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = threading.Lock()
 

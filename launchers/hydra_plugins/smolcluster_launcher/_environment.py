@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
+from hydra_plugins.smolcluster_launcher._gate import DialedIn
 from hydra_plugins.smolcluster_launcher._preflight import Report
 from hydra_plugins.smolcluster_launcher._ssh import HostFailed, Machine
 
@@ -93,7 +94,11 @@ def marker(name: str) -> str:
 
 
 async def make(
-    machine: Machine, report: Report, environment: Environment, wheelhouse: str | None, say: Callable[[str], None]
+    machine: Machine | DialedIn,
+    report: Report,
+    environment: Environment,
+    wheelhouse: str | None,
+    say: Callable[[str], None],
 ) -> str:
     """Make the environment on a machine; returns its interpreter. ``say`` is told what the installer tells.
 

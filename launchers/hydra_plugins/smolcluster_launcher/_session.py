@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from hydra_plugins.smolcluster_launcher._bundle import UNPACK, UNPACK_FILES, Parcel, wheel
 from hydra_plugins.smolcluster_launcher._environment import Environment, make, marker, python_of
+from hydra_plugins.smolcluster_launcher._gate import DialedIn, DialedProcess, Gate, address_towards
 from hydra_plugins.smolcluster_launcher._mirror import PACK, Incoming, known_steps
 from hydra_plugins.smolcluster_launcher._preflight import Report, differences, here, obstacles
 from hydra_plugins.smolcluster_launcher._ssh import (
@@ -51,7 +52,10 @@ class Options:
     sync: bool = True
     env: str | None = None
     wheelhouse: str | None = None
-    connect_timeout_s: float = 10.0
+    session: str = "ssh"
+    gate_host: str | None = None
+    gate_port: int = 0
+    join_timeout_s: float = 600.0
 
 
 def target_of(name: str, node: Node) -> Target:
@@ -102,7 +106,7 @@ class Counted:
 class Remote:
     """A machine that has been looked at and given what it needs."""
 
-    machine: Machine
+    machine: Machine | DialedIn
     report: Report
     python: str
     environment: dict[str, str] = field(default_factory=dict)
@@ -119,6 +123,7 @@ class ClusterSessions:
         self.spec, self.options, self.machines, self.local = spec, options, machines, local
         self._remote: dict[str, Remote] = {}
         self._run = ""
+        self._gate: Gate | None = None
 
     async def open(self, names: Sequence[str], run: str, needs: Needs, say: Say) -> None:
         """Reach every machine, look at it and send it what it lacks, before any node starts anywhere.
@@ -126,7 +131,10 @@ class ClusterSessions:
         RunFailed has a line for each machine that cannot be used.
         """
         self._run = run
-        far = [name for name in names if self.spec.cluster.node(name).ssh is not None]
+        far = [name for name in names if not self.spec.cluster.node(name).is_here]
+        manual = [name for name in far if self._is_manual(name)]
+        if manual:
+            await self._invite(manual, run, say)
         parcels = {key: Parcel.of(path) for key, path in needs.paths.items()}
         parcels |= {f"module {path}": Parcel.of(path) for path in needs.modules}
         if self.options.env is not None and self.options.wheelhouse is not None:
@@ -141,9 +149,35 @@ class ClusterSessions:
         for line in differences([remote.report for remote in self._remote.values()], here()):
             say("not the same everywhere", line)
 
+    def _is_manual(self, name: str) -> bool:
+        return self.options.session == "manual" or self.spec.cluster.node(name).manual
+
+    async def _invite(self, names: Sequence[str], run: str, say: Say) -> None:
+        """Say what is to be typed on these machines, and wait until that is done."""
+        self._gate = gate = Gate(run)
+        await gate.open(self.options.gate_port)
+        for name in names:
+            host = self.options.gate_host or address_towards(self.spec.cluster.node(name).host)
+            say(name, f"type there: python -m smolcluster join={gate.invite(name, host).word}")
+        waiting = {asyncio.create_task(gate.machine(name).open(), name=name) for name in names}
+        _, missing = await asyncio.wait(waiting, timeout=self.options.join_timeout_s)
+        for task in missing:
+            task.cancel()
+        if missing:
+            who = ", ".join(sorted(task.get_name() for task in missing))
+            raise HostFailed(
+                f"{who}: not joined within {self.options.join_timeout_s:g} s (hydra.launcher.join_timeout_s)"
+            )
+
+    def _machine(self, name: str, node: Node) -> Machine | DialedIn:
+        if self._is_manual(name):
+            assert self._gate is not None
+            return self._gate.machine(name)
+        return self.machines.at(target_of(name, node))
+
     async def _prepare(self, name: str, parcels: Mapping[str, Parcel], say: Say) -> None:
         node = self.spec.cluster.node(name)
-        machine = self.machines.at(target_of(name, node))
+        machine = self._machine(name, node)
         await machine.open()
         code = f"code/{wheel().name}"
         wanted = [code, *(f"files/{parcel.name}" for parcel in parcels.values())]
@@ -215,7 +249,7 @@ class ClusterSessions:
             raise
         return session
 
-    async def begin(self, name: str, descriptors: tuple[int, int, int], on_end: OnEnd) -> RemoteProcess:
+    async def begin(self, name: str, descriptors: tuple[int, int, int], on_end: OnEnd) -> RemoteProcess | DialedProcess:
         """Start a node with these descriptors as its standard streams."""
         remote = self._remote[name]
         return await remote.machine.start(
@@ -244,8 +278,8 @@ class ClusterSessions:
 
     def _sharing(self, name: str) -> int:
         """How many of this run's nodes compute on the machine of ``name``."""
-        target = self._remote[name].machine.target.host
-        return sum(other.machine.target.host == target for other in self._remote.values())
+        host = self.spec.cluster.node(name).host
+        return sum(self.spec.cluster.node(other).host == host for other in self._remote)
 
     async def collect(self, name: str, folder: Path, *, everything: bool) -> None:
         """Bring the checkpoints that a node has saved (and its export) into ``folder``."""
@@ -265,17 +299,20 @@ class ClusterSessions:
             await asyncio.to_thread(incoming.finish, whole=whole)
 
     async def close(self) -> None:
+        if self._gate is not None:
+            self._gate.close()
         if self.local is not None:
             await self.local.close()
 
 
-async def look(machine: Machine, name: str, node: Node, wanted: Sequence[str]) -> Report:
+async def look(machine: Machine | DialedIn, name: str, node: Node, wanted: Sequence[str]) -> Report:
     """Ask a machine what it is and has."""
     request = {"workdir": node.workdir or DEFAULT_WORKDIR, "packages": list(here()), "wanted": list(wanted)}
     question = json.dumps(request)
     script = Path(__file__).with_name("_probe.py").read_bytes()
-    if machine.target.shell == "powershell":
-        argv = [node.python or "python", "-", question]
+    if machine.shell != "posix":
+        own = machine.python if isinstance(machine, DialedIn) else ""
+        argv = [node.python or own or "python", "-", question]
     else:
         candidates = [node.python] if node.python else [sys.executable, "python3"]
         argv = ["sh", "-c", CHOOSE, question, *candidates]

@@ -97,6 +97,10 @@ class Machine:
         return self.target.name
 
     @property
+    def shell(self) -> Shell:
+        return self.target.shell
+
+    @property
     def connected(self) -> bool:
         return self._connection is not None and bool(self._connection.is_connected)
 
@@ -419,6 +423,16 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+class Ending(Protocol):
+    """A process elsewhere that can be ended."""
+
+    pid: int
+
+    def kill(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class SSHSession(Pipes):
     """A node process on another machine, for a controller in this process."""
 
@@ -426,10 +440,10 @@ class SSHSession(Pipes):
         super().__init__(*pipes)
         self.pid, self._how = 0, ""
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.process: RemoteProcess | None = None
+        self.process: Ending | None = None
 
     @classmethod
-    async def begin(cls, start: Callable[[tuple[int, int, int], OnEnd], Awaitable[RemoteProcess]]) -> SSHSession:
+    async def begin(cls, start: Callable[[tuple[int, int, int], OnEnd], Awaitable[Ending]]) -> SSHSession:
         (stdin, our_in), (our_out, stdout), (our_err, stderr) = os.pipe(), os.pipe(), os.pipe()
         session = cls((await pipe_writer(our_in), await pipe_reader(our_out), await pipe_reader(our_err)))
         try:

@@ -25,6 +25,14 @@ class SmolclusterLauncherConf:
     """Python interpreter on ``host``; null: the path of this one."""
     connect_timeout_s: float = 10.0
     """Seconds to reach a machine by SSH; > 0, <= 600."""
+    session: str = "ssh"
+    """How machines are reached: ssh; manual: a person types a join command on each, which is printed."""
+    gate_host: Optional[str] = None  # noqa: UP045
+    """Address of this machine that joining machines dial; null: the one on the way to them."""
+    gate_port: int = 0
+    """Port that joining machines dial, 0 .. 65535; 0: the system chooses."""
+    join_timeout_s: float = 600.0
+    """Seconds to wait for machines to join; > 0, <= 86400."""
     sync: bool = True
     """Send this machine's smolcluster to the others, unless they have the very same already."""
     env: Optional[str] = None  # noqa: UP045
