@@ -67,11 +67,23 @@ def test_the_wheel_has_the_code_and_the_configuration_and_nothing_else(wheel: Pa
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"smolcluster"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"smolcluster", "hydra_plugins"}
     shipped = {name.removeprefix("smolcluster/conf/") for name in names if name.startswith("smolcluster/conf/")}
     assert shipped == {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml")}
     modules = {name for name in names if name.endswith(".py")}
-    assert modules == {str(path.relative_to(ROOT)) for path in (ROOT / "smolcluster").rglob("*.py")}
+    own = {str(path.relative_to(ROOT)) for path in (ROOT / "smolcluster").rglob("*.py")}
+    assert modules == own | {str(path.relative_to(ROOT / "launchers")) for path in (ROOT / "launchers").rglob("*.py")}
+
+
+def test_hydra_finds_the_launcher_of_the_wheel(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "from hydra.core.plugins import Plugins; from hydra.plugins.launcher import Launcher; import hydra_plugins;"
+        "print([c.__name__ for c in Plugins.instance().discover(Launcher)], list(hydra_plugins.__path__))"
+    )
+    python = installed.with_name(Path(sys.executable).name)
+    out = said(python, tmp_path, "-c", code)
+    assert "SmolclusterLauncher" in out
+    assert str(installed.parents[1]) in out, "that of the wheel, not the checkout's"
 
 
 def test_the_installed_command_trains_with_options_of_ones_own(installed: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hydra.test_utils.launcher_common_tests import (
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+from hydra.version import VersionBase
 
 Plugins.instance()  # made here, it outlives what the suite's fixture puts back after each test
 pytestmark = [
@@ -21,6 +23,16 @@ pytestmark = [
 ]
 WAYS = ("in this process", "side by side", "through sshd")
 FLAGS = ("-m", "hydra/launcher=smolcluster", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
+
+
+@pytest.fixture(autouse=True)
+def no_version_base() -> Iterator[None]:
+    """The suite is written for an application that names no version_base; tests of ours before it have named one."""
+    before = VersionBase.instance()
+    VersionBase.set_instance(VersionBase.__new__(VersionBase))
+    VersionBase.instance().__init__()  # type: ignore[misc]
+    yield
+    VersionBase.set_instance(before)
 
 
 @pytest.fixture(params=WAYS)
