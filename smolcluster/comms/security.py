@@ -12,6 +12,7 @@ import os
 import secrets
 import ssl
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,9 +147,17 @@ class Identity:
     def prepare(self, sock: Any, *, dialled: bool) -> ssl.SSLSocket:
         """The socket on which the handshake is yet to be run; it takes over the descriptor of ``sock``."""
         context = self._client if dialled else self._server
-        return context.wrap_socket(
-            sock, server_side=not dialled, suppress_ragged_eofs=False, do_handshake_on_connect=False
-        )
+        try:
+            return context.wrap_socket(
+                sock, server_side=not dialled, suppress_ragged_eofs=False, do_handshake_on_connect=False
+            )
+        except OSError as error:
+            # the peer has hung up already: Python leaves the socket that it was making open, and hands it to nobody
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                half_made = frame.f_locals.get("self")
+                if isinstance(half_made, ssl.SSLSocket):
+                    half_made.close()
+            raise
 
 
 def peer_of(sock: ssl.SSLSocket, run: str) -> tuple[str, int]:

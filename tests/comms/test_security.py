@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime as dt
+import os
+import select
 import socket
 import ssl
+import struct
 import tempfile
 import threading
 import time
@@ -55,6 +58,22 @@ def handshake(server: Credentials, client: Credentials) -> tuple[object, object]
     for thread in threads:
         thread.join()
     return results[0], results[1]
+
+
+@pytest.mark.parametrize("dialled", [True, False])
+def test_a_peer_that_hung_up_before_the_handshake_leaves_no_socket_open(dialled: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()  # a reset, not a goodbye
+    select.select([ours], [], [], 5)
+    descriptor = ours.fileno()
+    with pytest.raises(OSError, match=r"reset|not connected"):
+        Identity(AUTHORITY.issue("server", 0)).prepare(ours, dialled=dialled)
+    ours.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_members_know_each_other_by_certificate() -> None:
