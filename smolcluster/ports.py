@@ -207,6 +207,9 @@ class GroupLearner(Learner, Protocol):
         Loss and counts in the result are this rank's own.
         """
 
+    def loopback_bytes(self) -> int | None:
+        """Bytes that this machine has sent to itself so far, torch's among them; None where the system does not say."""
+
     async def leave_group(self) -> None: ...
 
 

@@ -86,7 +86,11 @@ def test_the_controller_imports_nothing_heavy(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["-sc", "install=bash"], ["algo=synps"]], ids=str)
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--cfg", "job"], ["-sc", "install=bash"], ["algo=synps"], ["model=gpt", "data=digits"]],
+    ids=str,
+)
 def test_showing_and_refusing_import_no_torch(words: list[str]) -> None:
     code = (
         "import sys; from smolcluster.cli.main import main; sys.argv[0] = 'smolcluster'\n"

@@ -92,7 +92,7 @@ class Replica:
             if rank > 0:
                 peers.send(self.first(peers), report)
             else:
-                await self.commit(peers, clock, journal, span, applied, report, learner.version)
+                await self.commit(peers, clock, journal, span, applied, report, learner)
         await learner.leave_group()
 
     def first(self, peers: Peers) -> str:
@@ -116,7 +116,14 @@ class Replica:
                     raise RunFailed(f"{peers.me.name}: rank 0 did not say where to meet")
 
     async def commit(
-        self, peers: Peers, clock: Clock, journal: Journal, span: Span, applied: Applied, own: Report, version: int
+        self,
+        peers: Peers,
+        clock: Clock,
+        journal: Journal,
+        span: Span,
+        applied: Applied,
+        own: Report,
+        learner: GroupLearner,
     ) -> None:
         """Rank 0 gathers the losses of a step and files it."""
         reports = [own]
@@ -131,13 +138,14 @@ class Replica:
                     raise RunFailed(f"step {own.step}: only {len(reports)} of {self.world_size} ranks reported")
         items = sum(report.num_items for report in reports)
         done = Step(
-            version=version,
+            version=learner.version,
             loss=sum(report.loss * report.num_items for report in reports) / max(items, 1),
             num_samples=sum(report.num_samples for report in reports),
             num_items=items,
             spans=[span],
             applied=applied,
             wait_share=0.0,
+            details={"loopback_bytes": learner.loopback_bytes()},  # all ranks have averaged by now, none goes on yet
         )
         await journal.commit(done, self.state())
 

@@ -7,7 +7,6 @@ the time that so many samples take. The yardstick is ``algo=ddp``, torch's Distr
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
 import sys
@@ -80,38 +79,13 @@ class Bench:
             log_steps=1, export=False,
         )  # fmt: skip
         varied = replace(spec, algo=algo, train=train, choices={**spec.choices, "algo": case, "pipeline": "train"})
-        meter = Loopback(self.warmup_steps * per_step, steps)
-        result = conduct(varied, place, console=Silent(), watch=meter.on_event)
+        result = conduct(varied, place, console=Silent())
         if result.outcome.status == "interrupted":
             raise KeyboardInterrupt
         if result.outcome.status != "done":
             raise RunFailed(f"bench: {case}: {result.outcome.reason}")
         warmup, batch = self.warmup_steps * per_step, spec.batch_size * spec.cluster.size
-        timing = timing_of(place.folder, warmup, batch, result.summary)
-        if case == YARDSTICK:  # torch's sockets are not ours to count
-            return replace(timing, wire_bytes_per_step=meter.bytes_per_step)
-        return timing
-
-
-class Loopback:
-    """Bytes on the loopback interface between two steps of a run, TCP headers included (Linux; else None)."""
-
-    def __init__(self, first: int, last: int) -> None:
-        self.first, self.last = first, last
-        self._seen: dict[int, int] = {}
-
-    def on_event(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == "metrics" and event["step"] in (self.first, self.last):
-            with contextlib.suppress(OSError):
-                lines = Path("/proc/net/dev").read_text().splitlines()
-                loopback = next(line for line in lines if line.strip().startswith("lo:"))
-                self._seen[event["step"]] = int(loopback.split()[1])
-
-    @property
-    def bytes_per_step(self) -> float | None:
-        if len(self._seen) < 2:
-            return None
-        return (self._seen[self.last] - self._seen[self.first]) / (self.last - self.first)
+        return timing_of(place.folder, warmup, batch, result.summary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,14 +125,14 @@ def timing_of(folder: Path, warmup: int, global_batch: int, summary: Mapping[str
     timed, before = lines[warmup:], lines[warmup - 1]
     samples = [line["samples"] - earlier["samples"] for earlier, line in zip(lines[warmup - 1 :], timed, strict=False)]
     times = [line["step_s"] * global_batch / count for line, count in zip(timed, samples, strict=True)]
-    sizes = [_total(line["wire"]) for line in (before, timed[-1])]
+    sizes = [_total(line) for line in (before, timed[-1])]
     spec = RunReader(folder).spec() or {}
     seconds = sum(line["step_s"] for line in timed)
     computing = [line["compute_s"] for line in timed if line.get("compute_s")]
     return Timing(
         step_time_s=statistics.median(times) if len(set(samples)) == 1 else seconds * global_batch / sum(samples),
         samples_per_s=sum(samples) / seconds,
-        wire_bytes_per_step=(sizes[1] - sizes[0]) * global_batch / sum(samples),
+        wire_bytes_per_step=(sizes[1] - sizes[0]) * global_batch / sum(samples) if sizes[1] else None,
         wait_share=timed[-1].get("wait_share"),
         compute_s=statistics.median(computing) if computing else None,
         peak_rss_bytes=max((node.get("peak_rss_bytes") or 0 for node in summary.get("nodes", [])), default=0) or None,
@@ -166,9 +140,14 @@ def timing_of(folder: Path, warmup: int, global_batch: int, summary: Mapping[str
     )
 
 
-def _total(wire: Mapping[str, int | None]) -> int:
-    """All bytes of a star pass through its centre, which is where they are counted. 0 where they are not."""
-    return (wire["sent"] or 0) + (wire["received"] or 0)
+def _total(line: Mapping[str, Any]) -> int:
+    """All bytes of a star pass through its centre, which is where they are counted; torch's, at the interface.
+
+    0 where they are not counted.
+    """
+    if "loopback_bytes" in line:
+        return line["loopback_bytes"] or 0
+    return (line["wire"]["sent"] or 0) + (line["wire"]["received"] or 0)
 
 
 def row(spec: RunSpec, case: str, timings: Sequence[Timing], yardstick: Sequence[Timing] | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,12 +61,8 @@ def conduct(
     *,
     purpose: str = "train",
     console: Console | None = None,
-    watch: Callable[[Mapping[str, Any]], None] = lambda event: None,
 ) -> Result:
-    """Run ``spec`` on its nodes and wait for the end. Ctrl-C stops it politely, a second one at once.
-
-    ``watch`` sees every event after it has been recorded.
-    """
+    """Run ``spec`` on its nodes and wait for the end. Ctrl-C stops it politely, a second one at once."""
     preflight(spec)
     members = roster(spec, purpose)
     threads = spec.cluster.threads_per_node or max(1, (os.cpu_count() or 1) // processes(spec, purpose))
@@ -109,7 +105,6 @@ def conduct(
         elif event["event"] == "ready":
             record.nodes[event["node"]] = event.get("hardware")
             tracking.rewrite(record.plain())
-        watch(event)
 
     outcome = Outcome(status="failed", reason="the controller failed")
     try:

@@ -57,6 +57,16 @@ def option(group: str, name: str) -> Any:
     return component
 
 
+def options(group: str) -> dict[str, type]:
+    """The options of a group by name, each with the class of its component."""
+    found = {}
+    for file in sorted((conf_dir() / group).glob("*.yaml")):
+        cls = component_class(group, yaml.safe_load(file.read_text())[TARGET])
+        assert cls is not None, file
+        found[file.stem] = cls
+    return found
+
+
 def groups() -> dict[str, str]:
     """Field of :class:`RunSpec` -> config group, for the fields that hold a component."""
     found = {}

@@ -6,11 +6,11 @@ run as a whole. Everything found is reported in one message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from smolcluster.errors import ConfigError, Problem
-from smolcluster.spec.build import assemble, groups
+from smolcluster.spec.build import assemble, groups, options
 from smolcluster.spec.run import Needy, RunSpec
 
 
@@ -50,17 +50,22 @@ def missing(spec: RunSpec, *, known: Iterable[str] = ()) -> list[Problem]:
     return [problem for component in components if isinstance(component, Needy) for problem in component.missing()]
 
 
+def either(names: Sequence[str]) -> str:
+    """``a, b or c``."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
 def _whole_run(spec: RunSpec) -> Iterable[Problem]:
     """Rules that belong to no single component."""
     accepts, kind = spec.model.accepts, spec.data.kind
     if kind not in accepts and "any" not in (kind, *accepts):
-        fitting = {"tokens": "data=pydocs, wikitext2, snli or text", "features": "data=digits or mnist"}
-        models = {"tokens": "model=gpt, gpt2, tiny_lstm or small_transformer", "features": "model=simplenn"}
+        data = [name for name, cls in options("data").items() if getattr(cls, "kind", "") in accepts]
+        models = [name for name, cls in options("model").items() if kind in getattr(cls, "accepts", ())]
         yield Problem(
             key="data",
             value=spec.choices.get("data", type(spec.data).__name__),
             rule=f"gives {kind}, but model={spec.choices.get('model', '?')} takes {' or '.join(accepts)}",
-            nearest="; or ".join(filter(None, (fitting.get(accepts[0]), models.get(kind)))),
+            nearest=f"data={either(data)}; or model={either(models)}",
         )
     if spec.epochs is None and spec.train.max_steps is None:
         yield Problem(

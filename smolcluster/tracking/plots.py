@@ -88,8 +88,7 @@ def _loss(axes: Axes, metrics: Sequence[Mapping[str, Any]], evaluations: Sequenc
     if len(seen) == 1:
         axes.set_xlim(min(seen) - 1, max(seen) + 1)
     if _spans_decades([*values, *losses]):
-        axes.set_yscale("log")
-        axes.set_ylabel("loss (mean per item, log scale)")
+        _logarithmic(axes, "loss (mean per item, log scale)")
     axes.legend(frameon=False, loc="upper right")
 
 
@@ -127,8 +126,12 @@ def _quality(axes: Axes, points: Series, name: str) -> None:
     if name == "accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=""))
     elif _spans_decades(points[1]):
-        axes.set_yscale("log")
-        axes.set_ylabel("loss (mean per item, log scale)")
+        _logarithmic(axes, f"{name} (log scale)")
+
+
+def _logarithmic(axes: Axes, label: str) -> None:
+    axes.set_yscale("log")
+    axes.set_ylabel(label)
 
 
 def _frame(axes: Axes, label: str) -> None:

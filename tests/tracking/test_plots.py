@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from smolcluster.tracking import plots
@@ -46,6 +47,26 @@ def coloured(picture: Picture) -> dict[str, bool]:
 def test_what_there_is_can_be_seen(tmp_path: Path, losses: list[Any], checks: list[Any], shown: set[str]) -> None:
     found = coloured(drawn(tmp_path / "loss.png", losses, checks))
     assert {name for name, seen in found.items() if seen} == shown
+
+
+@pytest.mark.parametrize(
+    ("losses", "check", "labels"),
+    [
+        ([2.0, 1.0], {"loss": 1.0, "perplexity": 2.7}, ["loss (mean per item)", "perplexity"]),
+        ([2.0, 1.0], {"loss": 1.0, "accuracy": 0.5}, ["loss (mean per item)", "accuracy (%)"]),
+        ([90.0, 1.0], {"loss": 9.0, "perplexity": 8e3}, ["loss (mean per item, log scale)", "perplexity (log scale)"]),
+    ],
+)
+def test_axes_say_what_they_show_and_on_which_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: list[Any], check: dict[str, Any], labels: list[str]
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "Figure", lambda **words: figures.append(Figure(**words)) or figures[-1])
+    drawn(tmp_path / "loss.png", losses, [{"step": 1, **check}, {"step": 2, "loss": 1.0, "perplexity": 1.0}])
+    panels = figures[0].axes
+    assert [axes.get_ylabel() for axes in panels] == labels
+    assert ["log" in label for label in labels] == [axes.get_yscale() == "log" for axes in panels]
+    assert panels[-1].get_xlabel() == "optimizer steps"
 
 
 def test_an_empty_picture_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
