@@ -83,7 +83,7 @@ def test_a_node_says_whether_to_try_again(error: SmolclusterError, final: bool) 
 
 def test_a_build_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hanging.py").write_text("import threading\n\n\ndef load():\n    threading.Event().wait()\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     words = ("algo=single", "data=custom", "data.target=hanging:load", "train.max_steps=1")
     run = failed(tmp_path / "run", *words, "cluster.start_timeout_s=5")
     assert "worker0: building the model and the data has not got on for 5 s (cluster.start_timeout_s)" in run.stderr
