@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args
 
 from smolcluster.errors import PeerProtocolError
 
@@ -22,6 +22,8 @@ MAX_TEXT = 4096
 """Longest text field in characters: an error message with its cause fits, a flood does not."""
 MAX_LIST = 4096
 """Longest list field: 1,365 spans, far more than a step is ever cut into."""
+ANYBODY = "any"
+"""The ``sender`` of a message that every role may send."""
 MAX_INT = 2**53
 """Largest whole number: what every language's msgpack and JSON agree on."""
 
@@ -170,10 +172,52 @@ class Busy:
     reason: str
 
 
-Message: TypeAlias = Join | Work | Update | Grant | Push | Pull | Params | Finish | Rendezvous | Report | Busy
-BY_CODE: Mapping[int, type[Message]] = {
-    cls.code: cls for cls in (Join, Work, Update, Grant, Push, Pull, Params, Finish, Rendezvous, Report, Busy)
-}
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Survey, server to worker: measure ``what``; ``peer`` is the node at the other end of a link, or empty."""
+
+    code: ClassVar[int] = 27
+    sender: ClassVar[str] = "server"
+    number: int
+    what: str
+    peer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """Survey, worker to server: order ``number`` is carried out, or could not be for the ``reason``."""
+
+    code: ClassVar[int] = 28
+    sender: ClassVar[str] = "worker"
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Survey, any node to any other: part ``index`` of measurement ``number``; ``last`` asks for an echo."""
+
+    code: ClassVar[int] = 29
+    sender: ClassVar[str] = ANYBODY
+    number: int
+    index: int
+    last: int
+    chunk: Tensor | None = tensor("chunk", optional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Echo:
+    """Survey, the answer to the last :class:`Probe` of a measurement."""
+
+    code: ClassVar[int] = 30
+    sender: ClassVar[str] = ANYBODY
+    number: int
+    index: int
+
+
+Training: TypeAlias = Join | Work | Update | Grant | Push | Pull | Params | Finish | Rendezvous | Report | Busy
+Message: TypeAlias = Training | Order | Carried | Probe | Echo
+BY_CODE: Mapping[int, type[Message]] = {cls.code: cls for cls in get_args(Message)}
 
 
 def plain_fields(message: Message) -> list[Any]:

@@ -187,8 +187,11 @@ class Learner(Protocol):
     async def snapshot(self) -> Weights:
         """A copy of the present weights that no later step changes."""
 
-    async def compute(self, work: Callable[[], T]) -> T:
-        """Run ``work`` there too: whatever takes longer than a heartbeat may wait."""
+    async def compute(self, work: Callable[[], T], *, passes: float = 1.0) -> T:
+        """Run ``work`` there too: whatever takes longer than a heartbeat may wait.
+
+        ``passes``: how many copies of a flat gradient take about as long; a simulation charges that.
+        """
 
 
 @runtime_checkable
@@ -273,6 +276,8 @@ class Algorithm(Protocol):
     """A run goes on when a worker dies."""
     averaged_by_torch: ClassVar[bool] = False
     """Gradients travel through torch.distributed, not through :class:`Peers`."""
+    sparing: ClassVar[Mapping[str, Any]] = {}
+    """Settings with which less travels, for forecasts beside the plain ones; empty: there are none."""
     server_trains: bool = False
 
     @property

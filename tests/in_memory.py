@@ -74,6 +74,7 @@ def run(
         roster=tuple(members),
         hosts={member.name: "127.0.0.1" for member in members},
         listens_on="127.0.0.1",
+        links=spec.algo.links,
         relays=(),
         folder=folder,
         cache=cache_folder(),

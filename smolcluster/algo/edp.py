@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
 
@@ -66,6 +66,7 @@ class EDP(Algorithm):
 
     links: ClassVar[str] = "star"
     has_server: ClassVar[bool] = True
+    sparing: ClassVar[Mapping[str, Any]] = {"use_quantization": True}
 
     worker_update_interval: Annotated[int, Range(ge=1, le=10**6, unit="pushes")] = 1
     """A worker pulls the weights after every so many pushes."""
@@ -213,7 +214,7 @@ class Server:
             self.refuse(sender.name, verdict, reason, samples=size)
             await self.send_weights(sender, verdict)
             return
-        push, reason = await self.learner.compute(lambda: self.unpack(push))
+        push, reason = await self.learner.compute(lambda: self.unpack(push), passes=3.0)
         if reason:
             self.refuse(sender.name, "nonfinite" if reason == "not finite" else "malformed", reason, samples=size)
             return
@@ -313,7 +314,9 @@ class Server:
         items = [b.push.num_items for b in batch]
         weights = [n * self.phi(s) for n, s in zip(items, staleness, strict=True)]
         pushes = [b.push for b in batch]
-        gradient, buffers = await self.learner.compute(lambda: combine(self.aggregate, pushes, weights, items))
+        gradient, buffers = await self.learner.compute(
+            lambda: combine(self.aggregate, pushes, weights, items), passes=2.0 * len(pushes)
+        )
         applied = await self.learner.apply(gradient, buffers=buffers, lr_scale=sum(weights) / sum(items))
         self.current = None
         self.histogram.update(staleness)
@@ -395,7 +398,9 @@ class Worker:
         if not self.algo.use_quantization:
             return gradient
         rank = self.peers.me.rank
-        return await self.learner.compute(lambda: Int8().encode(gradient, seed=self.seed, rank=rank, counter=counter))
+        return await self.learner.compute(
+            lambda: Int8().encode(gradient, seed=self.seed, rank=rank, counter=counter), passes=Int8.encoding_passes
+        )
 
     async def prepared(self) -> bool:
         """Take what has come; wait while there is no lease or no weights. False when the run is over."""

@@ -296,7 +296,9 @@ class Server:
             return None
         self.empty_steps = 0
         items = [update.num_items for update in updates]
-        gradient, self.statistics = await self.learner.compute(lambda: combine(self.aggregate, updates, items, items))
+        gradient, self.statistics = await self.learner.compute(
+            lambda: combine(self.aggregate, updates, items, items), passes=2.0 * len(updates)
+        )
         applied = await self.learner.apply(gradient, buffers=self.statistics)
         computing, waiting = sum(u.compute_s for u in updates), sum(u.wait_s for u in updates)
         return Step(

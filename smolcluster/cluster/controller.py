@@ -81,7 +81,11 @@ class Job:
     needs: Needs = field(default_factory=Needs)
     """Files of this machine that nodes elsewhere must have, too."""
     purpose: str = "train"
-    """``train``, or ``evaluate``: the owner of the weights alone, with the checkpoint's."""
+    """``train``; ``evaluate``: the owner of the weights alone, with the checkpoint's; ``survey``: what all can do."""
+
+    def links(self, spec: RunSpec) -> str:
+        """Who talks to whom."""
+        return "full" if self.purpose == "survey" else spec.algo.links
 
 
 def roster(spec: RunSpec, purpose: str = "train") -> list[Member]:
@@ -290,6 +294,7 @@ class Controller:
             "roster": [dataclasses.asdict(member) for member in self.roster],
             "hosts": {member.name: self.spec.cluster.node(member.name).host for member in self.roster},
             "listens_on": routes.listens_on(self.spec.cluster.node(names[0])),
+            "links": self.job.links(self.spec),
             "relays": sorted(self._relays_of(names[0])),
             "folder": place.folder,
             "cache": place.cache,
@@ -300,7 +305,7 @@ class Controller:
 
     def _relays_of(self, name: str) -> dict[str, str]:
         cluster = self.spec.cluster
-        return {} if cluster.nodes is None else routes.relays(cluster, name, cluster.pairs(self.spec.algo.links))
+        return {} if cluster.nodes is None else routes.relays(cluster, name, cluster.pairs(self.job.links(self.spec)))
 
     def _running(self) -> list[Handle]:
         """Every process once, whatever number of nodes it holds."""
@@ -342,7 +347,7 @@ class Controller:
                 self.carry_out(self.supervisor.built(name))
             case "checkpoint":
                 self._collect(name)
-            case "silent":
+            case "silent" if self.job.purpose != "survey":  # which is to find such links, and goes on without them
                 self.carry_out(self.supervisor.silent(name, str(event.get("peer")), str(event.get("reason"))))
 
     async def _hear_errors(self, handle: Handle) -> None:

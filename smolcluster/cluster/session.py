@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from smolcluster.errors import RunFailed
 
@@ -76,8 +76,20 @@ class Whereabouts:
     paths: Mapping[str, str]
 
 
+class Check(NamedTuple):
+    """One thing that was looked at on a machine. ``remedy``: what to do where it is not well."""
+
+    what: str
+    verdict: Literal["ok", "warn", "bad"]
+    found: str
+    remedy: str = ""
+
+
 class Sessions(Protocol):
     """Starts the node processes of a run, on this machine or on others."""
+
+    async def examine(self, names: Sequence[str]) -> Mapping[str, Sequence[Check]]:
+        """Look at the machines of these nodes, and start nothing there. Never raises for what a machine is like."""
 
     async def open(self, names: Sequence[str], run: str, needs: Needs, say: Say) -> None:
         """Make ready for these nodes, before any is started; ``say`` is told what was done for which of them.
@@ -105,6 +117,9 @@ Opener = Callable[["RunSpec", int], Sessions]
 
 class OnThisMachine:
     """What sessions need not do where all nodes are here."""
+
+    async def examine(self, names: Sequence[str]) -> Mapping[str, Sequence[Check]]:
+        return {name: [Check("reached", "ok", "this machine")] for name in names}
 
     async def open(self, names: Sequence[str], run: str, needs: Needs, say: Say) -> None:
         return

@@ -22,7 +22,7 @@ from smolcluster.comms.mailbox import Mailbox, OnItsWay
 from smolcluster.comms.membership import Admission, admit, changes
 from smolcluster.comms.wire import Envelope, TensorSpec
 from smolcluster.errors import LocalProtocolError, PeerLost, PeerProtocolError
-from smolcluster.messages import Message, parse, plain_fields, tensor_fields, with_tensors
+from smolcluster.messages import ANYBODY, Message, parse, plain_fields, tensor_fields, with_tensors
 from smolcluster.ports import Member, Received, Reporter, View, ViewChanged
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ class NodePeers:
         self._judge_membership(envelope)
         names = [spec.layout for spec in envelope.tensors]
         cls, plain = parse(kind, envelope.plain, names)
-        if cls.sender != peer.role:
+        if cls.sender not in (peer.role, ANYBODY):
             raise PeerProtocolError("wrong sender", f"{cls.__name__} is a {cls.sender}'s to send, not a {peer.role}'s")
         for spec in envelope.tensors:
             verify(spec, self.layouts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from smolcluster.spec.schema import Range
 from smolcluster.spec.seeds import derive
@@ -26,6 +26,9 @@ BLOCK = 1 << 18
 @dataclass(frozen=True, kw_only=True)
 class Int8:
     """The codec. Random numbers are a function of (seed, rank, counter), never of what was drawn before."""
+
+    encoding_passes: ClassVar[float] = 18.0
+    """Encoding takes about as long as so many copies: 14.9 ms against 0.85 ms for 4.9 M numbers on one core."""
 
     chunk: Annotated[int, Range(ge=1, le=2**20, unit="numbers")] = 256
     """Numbers that share a scale."""

@@ -27,7 +27,7 @@ from smolcluster.node.control import Commands, leave_after
 from smolcluster.node.hardware import peak_rss_bytes, rss_bytes
 from smolcluster.node.journal import NodeJournal, wire
 from smolcluster.node.relay import Relay
-from smolcluster.ports import AlgorithmState, Member, Reporter, View
+from smolcluster.ports import AlgorithmState, Member, Reporter, Role, View
 from smolcluster.spec.build import build
 from smolcluster.spec.run import RunSpec
 
@@ -55,6 +55,8 @@ class Start:
     """All nodes of the run."""
     hosts: Mapping[str, str]
     listens_on: str
+    links: str
+    """Who talks to whom: ``star``, ``full`` or ``none``."""
     relays: tuple[str, ...]
     """Nodes that others reach through this one only."""
     folder: Path
@@ -73,6 +75,7 @@ class Start:
             roster=tuple(Member(**each) for each in command["roster"]),
             hosts=command["hosts"],
             listens_on=command["listens_on"],
+            links=command["links"],
             relays=tuple(command["relays"]),
             folder=Path(command["folder"]),
             cache=Path(command["cache"]),
@@ -215,7 +218,7 @@ class Node:
 
     def talks_to(self, other: Member) -> bool:
         kinds = {self.me.role, other.role}
-        pattern = self.spec.algo.links
+        pattern = self.start.links
         return other.name != self.me.name and (pattern == "full" or (pattern == "star" and len(kinds) == 2))
 
     @property
@@ -274,19 +277,27 @@ class Node:
         self.report("state", state="connecting", detail="")
         await self._viewed.wait()
         self.report("state", state="training", detail="")
-        if self.start.purpose == "train":
-            role = self.spec.algo.role(self.spec, self.me, self.learner.num_samples, algorithm)
-            await role.run(self.peers, self.learner, _LoopClock(loop), self.journal)
-            if self.owns_weights:
-                await self.journal.finish()
-                await self._export()
-        else:
+        if self.start.purpose == "evaluate":
             await self.journal.evaluate()
-        if self.owns_weights:
+        else:
+            await self._role(algorithm).run(self.peers, self.learner, _LoopClock(loop), self.journal)
+        if self.start.purpose == "train" and self.owns_weights:
+            await self.journal.finish()
+            await self._export()
+        if self.start.purpose != "survey" and self.owns_weights:
             self.report("result", digest=await self.learner.compute(self.learner.flat.digest), step=self.journal.step)
         self._beat()
         self.report("state", state="finished", detail="")
         self.report("finished", refusals={f"{p}/{r}": n for (p, r), n in sorted(self.peers.refusals.items())})
+
+    def _role(self, algorithm: AlgorithmState | None) -> Role:
+        """What this node does: its part in the algorithm, or in a survey."""
+        if self.start.purpose == "survey":
+            from smolcluster.node.survey import Surveyor
+
+            sizes = {name: layout.num_bytes for name, layout in self.peers.layouts.items()}
+            return Surveyor(self.spec, self.me, sizes)
+        return self.spec.algo.role(self.spec, self.me, self.learner.num_samples, algorithm)
 
     def _build(self) -> tuple[Any, AlgorithmState | None, dict[str, Any]]:
         """Everything heavy, in the compute thread: device, data, model, and the checkpoint to start from."""
@@ -306,6 +317,10 @@ class Node:
         layouts = {"parameters": dense, "gradient": gradient}
         if flat.buffer_manifest.numel:
             layouts["buffers"] = Layout("float64", flat.buffer_manifest.numel)
+        if self.start.purpose == "survey":
+            from smolcluster.node.survey import CHUNK
+
+            layouts["chunk"] = CHUNK
         return layouts
 
     async def _export(self) -> None:

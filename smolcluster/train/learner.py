@@ -80,7 +80,7 @@ class FabricLearner:
         parts = (self.flat.manifest.fingerprint(), self.flat.buffer_manifest.fingerprint(), self.dataset.fingerprint)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
-    async def compute(self, work: Callable[[], T]) -> T:
+    async def compute(self, work: Callable[[], T], *, passes: float = 1.0) -> T:
         """Run ``work`` in the compute thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 

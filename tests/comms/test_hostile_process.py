@@ -60,6 +60,7 @@ class NodeProcess:
             roster=[vars(each) for each in members],
             hosts={each.name: "127.0.0.1" for each in members},
             listens_on="127.0.0.1",
+            links=spec.algo.links,
             relays=(),
             folder=str(folder),
             cache=str(cache_folder()),

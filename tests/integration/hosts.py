@@ -144,6 +144,18 @@ class Host:
         """Cut its link to the others, or mend it."""
         ip("link", "set", self.device, "up" if up else "down")
 
+    def shape(self, mbit_per_s: float | None) -> None:
+        """Let its link carry so much in each direction; None: as much as it can."""
+        for words in (["-n", str(self.namespace)], []):
+            device = "eth0" if words else self.device
+            subprocess.run(["tc", *words, "qdisc", "del", "dev", device, "root"], capture_output=True, check=False)
+            if mbit_per_s is not None:
+                rate = f"{mbit_per_s:g}mbit"
+                shaper = ["tbf", "rate", rate, "burst", "1mb", "latency", "50ms"]
+                subprocess.run(
+                    ["tc", *words, "qdisc", "add", "dev", device, "root", *shaper], check=True, capture_output=True
+                )
+
     def kill(self) -> None:
         """What a power cut does, seen from outside: the link is dead, and nothing says goodbye."""
         self.link(up=False)

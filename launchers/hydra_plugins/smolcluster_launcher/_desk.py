@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
 from hydra_plugins.smolcluster_launcher._ssh import Ending, first_word
 
-from smolcluster.cluster.session import Pipes, Say, Session, Sessions, Whereabouts, pipe_reader, pipe_writer
+from smolcluster.cluster.session import Check, Pipes, Say, Session, Sessions, Whereabouts, pipe_reader, pipe_writer
 from smolcluster.errors import RunFailed, SmolclusterError
 from smolcluster.node.forkserver import Requests
 from smolcluster.spec.build import build
@@ -88,6 +88,9 @@ class Desk:
         match request["do"]:
             case "open":
                 return await self._open(request)
+            case "examine":
+                found = await self._make(request).examine(request["names"])
+                return {name: [tuple(check) for check in checks] for name, checks in found.items()}
             case "start":
                 assert self._sessions is not None
                 number, (stdin, stdout, stderr) = request["n"], descriptors
@@ -109,9 +112,12 @@ class Desk:
                 await self._sessions.collect(request["name"], folder, everything=request["everything"])
         return None
 
+    def _make(self, request: Mapping[str, Any]) -> ClusterSessions:
+        return ClusterSessions(build(request["spec"]), self.options, self.machines, None)
+
     async def _open(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        spec = build(request["spec"])
-        self._sessions = sessions = ClusterSessions(spec, self.options, self.machines, None)
+        self._sessions = sessions = self._make(request)
+        spec = sessions.spec
         say = lambda name, words: self._reply(request["n"], say=[name, words])  # noqa: E731
         await sessions.open(request["names"], request["run"], needs_of(spec, request["resume"]), say)
         places = {name: sessions.place(name) for name in request["names"]}
@@ -135,10 +141,18 @@ class DeskSessions:
         self._say: Say = lambda name, words: None
         self._reader: asyncio.Task[None] | None = None
 
-    async def open(self, names: Sequence[str], run: str, needs: Needs, say: Say) -> None:
-        self._say = say
+    async def _connect(self) -> None:
         reader, self._writer = await asyncio.open_connection(sock=self._channel.dup())
         self._reader = asyncio.create_task(self._listen(reader), name="desk")
+
+    async def examine(self, names: Sequence[str]) -> Mapping[str, Sequence[Check]]:
+        await self._connect()
+        found = await self._ask("examine", spec=self.spec.plain(), names=list(names))
+        return {name: [Check(*check) for check in checks] for name, checks in found.items()}
+
+    async def open(self, names: Sequence[str], run: str, needs: Needs, say: Say) -> None:
+        self._say = say
+        await self._connect()
         resume = needs.paths.get("resume")
         found = await self._ask(
             "open",

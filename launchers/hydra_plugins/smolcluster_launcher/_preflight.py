@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from smolcluster.cluster.session import Check
+
 MIN_PYTHON = (3, 11)
 MIN_FREE_BYTES = 200 << 20
 """Less room than that on the disk of the working folder is too little to begin with."""
@@ -88,6 +90,24 @@ def obstacles(report: Report, *, environment: bool) -> Iterable[str]:
         elif _series(report.packages["torch"]) != _series(_version("torch")):
             theirs, ours = report.packages["torch"], _version("torch")
             yield f"has torch {theirs}, this machine {ours}: nodes must have the same up to the second number"
+
+
+def checks(report: Report, *, environment: bool) -> list[Check]:
+    """What a person wants to know of a machine, with what is wrong with it."""
+    found = ".".join(map(str, report.python))
+    system = f"{report.system} {report.machine}, {report.cores} cores"
+    lines = [
+        Check("machine", "ok", system),
+        Check("Python", "ok", found),
+        Check("packages", "ok", f"torch {report.packages.get('torch') or '–'}"),
+        Check("memory", "ok", f"{report.memory_bytes / 1e9:.1f} GB" if report.memory_bytes else "–"),
+        Check("disk", "ok", f"{report.free_bytes / 1e9:.1f} GB free"),
+        Check("clock", "ok", f"{report.clock_offset_s:+.1f} s"),
+    ]
+    if abs(report.clock_offset_s) > CLOCK_S:
+        words = "records are hard to compare: let it set its clock from the network (NTP)"
+        lines[-1] = lines[-1]._replace(verdict="warn", remedy=words)
+    return [*lines, *(Check("fit", "bad", "", words) for words in obstacles(report, environment=environment))]
 
 
 def _series(version: str | None) -> tuple[str, ...]:

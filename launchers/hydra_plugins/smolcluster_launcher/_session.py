@@ -17,7 +17,8 @@ from hydra_plugins.smolcluster_launcher._bundle import UNPACK, UNPACK_FILES, Par
 from hydra_plugins.smolcluster_launcher._environment import Environment, make, marker, python_of
 from hydra_plugins.smolcluster_launcher._gate import DialedIn, DialedProcess, Gate, address_towards
 from hydra_plugins.smolcluster_launcher._mirror import PACK, Incoming, known_steps
-from hydra_plugins.smolcluster_launcher._preflight import Report, differences, here, obstacles
+from hydra_plugins.smolcluster_launcher._preflight import Report, checks, differences, here, obstacles
+from hydra_plugins.smolcluster_launcher._probe import probe
 from hydra_plugins.smolcluster_launcher._ssh import (
     HostFailed,
     Machine,
@@ -28,7 +29,7 @@ from hydra_plugins.smolcluster_launcher._ssh import (
     first_word,
 )
 
-from smolcluster.cluster.session import Say, Session, Sessions, Whereabouts, node_settings
+from smolcluster.cluster.session import Check, Say, Session, Sessions, Whereabouts, node_settings
 from smolcluster.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -148,6 +149,28 @@ class ClusterSessions:
             raise RunFailed("\n".join(str(failure) for failure in failures))
         for line in differences([remote.report for remote in self._remote.values()], here()):
             say("not the same everywhere", line)
+
+    async def examine(self, names: Sequence[str]) -> Mapping[str, Sequence[Check]]:
+        """Look at every machine; those that join by hand are looked at when they have joined."""
+        found = await asyncio.gather(*(self._examine(name) for name in names))
+        return dict(zip(names, found, strict=True))
+
+    async def _examine(self, name: str) -> Sequence[Check]:
+        node = self.spec.cluster.node(name)
+        if node.is_here:
+            return [Check("reached", "ok", "this machine"), *checks(look_here(name), environment=False)]
+        if self._is_manual(name):
+            return [Check("reached", "ok", "joins by hand")]
+        machine = self.machines.at(target_of(name, node))
+        try:
+            await machine.open()
+            report = await look(machine, name, node, [])
+        except HostFailed as error:
+            return [Check("reached", "bad", "no", str(error).removeprefix(f"{name}: "))]
+        return [
+            Check("reached", "ok", f"SSH {machine.target.host}"),
+            *checks(report, environment=self.options.env is not None),
+        ]
 
     def _is_manual(self, name: str) -> bool:
         return self.options.session == "manual" or self.spec.cluster.node(name).manual
@@ -303,6 +326,14 @@ class ClusterSessions:
             self._gate.close()
         if self.local is not None:
             await self.local.close()
+
+
+def look_here(name: str) -> Report:
+    """The same questions, answered by this process."""
+    request = {"workdir": DEFAULT_WORKDIR, "packages": list(here()), "wanted": []}
+    now = time.time()
+    answer: Mapping[str, object] = probe(request)  # type: ignore[no-untyped-call]  # it has to run on any Python
+    return Report.of(name, answer, sent=now, received=now)
 
 
 async def look(machine: Machine | DialedIn, name: str, node: Node, wanted: Sequence[str]) -> Report:
