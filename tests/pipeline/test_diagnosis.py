@@ -120,7 +120,7 @@ def test_a_cluster_that_would_be_slower_is_told_so_and_what_helps() -> None:
     first, *others = told(events=lines(speed=4e6, gradient_s=0.1))
     assert first.startswith("algo=syncps on this cluster would be slower than server alone: ")
     assert first.endswith("against 318 samples/s")
-    assert others == ["algo=syncps would be faster than one machine from about train.batch_size=256 on"]
+    assert others == ["algo=syncps would be faster than one machine from about train.batch_size=512 on"]
 
 
 def test_a_case_that_cannot_be_says_why() -> None:
