@@ -274,6 +274,8 @@ class Algorithm(Protocol):
     max_workers: ClassVar[int | None] = None
     survives_workers: ClassVar[bool] = True
     """A run goes on when a worker dies."""
+    takes_guests: ClassVar[bool] = False
+    """Workers that nobody counted on may join a run that is under way."""
     averaged_by_torch: ClassVar[bool] = False
     """Gradients travel through torch.distributed, not through :class:`Peers`."""
     sparing: ClassVar[Mapping[str, Any]] = {}

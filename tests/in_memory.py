@@ -72,7 +72,7 @@ def run(
         members=tuple(members),
         credentials=tuple(authority.issue(member.name, 1) for member in members),
         roster=tuple(members),
-        hosts={member.name: "127.0.0.1" for member in members},
+        host="127.0.0.1",
         listens_on="127.0.0.1",
         links=spec.algo.links,
         relays=(),

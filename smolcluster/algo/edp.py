@@ -66,6 +66,7 @@ class EDP(Algorithm):
 
     links: ClassVar[str] = "star"
     has_server: ClassVar[bool] = True
+    takes_guests: ClassVar[bool] = True
     sparing: ClassVar[Mapping[str, Any]] = {"use_quantization": True}
 
     worker_update_interval: Annotated[int, Range(ge=1, le=10**6, unit="pushes")] = 1

@@ -64,6 +64,7 @@ class SyncPS(Algorithm):
 
     links: ClassVar[str] = "star"
     has_server: ClassVar[bool] = True
+    takes_guests: ClassVar[bool] = True
 
     worker_update_interval: Annotated[int, Range(ge=1, le=10**6, unit="steps")] = 1
     """Weights travel to the workers every so many steps (K)."""

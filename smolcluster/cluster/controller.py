@@ -143,16 +143,18 @@ class Controller:
     async def run(self) -> Outcome:
         """Start, supervise, end. Never raises for what a node does."""
         ticker: asyncio.Task[None] | None = None
+        visitors: asyncio.Task[None] | None = None
         try:
             if await self._ready():
                 self.carry_out(self.supervisor.begin(asyncio.get_running_loop().time()))
                 ticker = self._spawn(self._tick(), "ticker")
+                visitors = self._spawn(self._receive_guests(), "guests")
             await self._over.wait()
         finally:
-            if ticker is not None:
-                ticker.cancel()
+            for task in filter(None, (ticker, visitors)):
+                task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
-                    await ticker
+                    await task
             await self._end_all()
         assert self.outcome is not None
         return self.outcome
@@ -172,6 +174,20 @@ class Controller:
             except SmolclusterError as error:
                 self.end(EndRun(status="failed", reason=str(error)))
         return self.outcome is None
+
+    async def _receive_guests(self) -> None:
+        """Start a node on each machine that joins now."""
+        async for name, node in self.sessions.guests():
+            cluster = self.spec.cluster
+            nodes = {**(cluster.nodes or {}), name: node}
+            # who was counted on stays as it was: batches and shares follow from that
+            self.spec = dataclasses.replace(
+                self.spec, cluster=dataclasses.replace(cluster, nodes=nodes, workers=cluster.worker_names)
+            )
+            rank = 1 + max(member.rank for member in self.roster if member.role == "worker")
+            guest = Member(name=name, role="worker", rank=rank)
+            self.roster.append(guest)
+            self.carry_out(self.supervisor.admit(guest, asyncio.get_running_loop().time()))
 
     def _prepared(self, name: str, words: str) -> None:
         self.journal("prepared", peer=name, reason=words)
@@ -207,6 +223,7 @@ class Controller:
                         "members": members,
                         "addresses": addresses,
                         "curve_keys": self.authority.curve_keys(view.members),
+                        "passive": [m.name for m in view.members if self.spec.cluster.node(m.name).dials_only],
                         "reason": reason,
                     }
                     for handle in self._running():
@@ -292,7 +309,7 @@ class Controller:
             "members": [dataclasses.asdict(by_name[name]) for name in names],
             "credentials": [dataclasses.asdict(self.authority.issue(name, joined)) for name in names],
             "roster": [dataclasses.asdict(member) for member in self.roster],
-            "hosts": {member.name: self.spec.cluster.node(member.name).host for member in self.roster},
+            "host": self.spec.cluster.node(names[0]).host,
             "listens_on": routes.listens_on(self.spec.cluster.node(names[0])),
             "links": self.job.links(self.spec),
             "relays": sorted(self._relays_of(names[0])),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from smolcluster.errors import RunFailed
 
 if TYPE_CHECKING:
+    from smolcluster.cluster.inventory import Node
     from smolcluster.spec.needs import Needs
     from smolcluster.spec.run import RunSpec
 
@@ -105,6 +106,9 @@ class Sessions(Protocol):
     async def collect(self, name: str, folder: Path, *, everything: bool) -> None:
         """Bring the checkpoints of a node on another machine into ``folder``; with ``everything``, its export too."""
 
+    def guests(self) -> AsyncIterator[tuple[str, Node]]:
+        """Machines that join while the run is under way, ready for a node to be started there."""
+
     async def close(self) -> None:
         """End what is shared by the sessions."""
 
@@ -129,6 +133,11 @@ class OnThisMachine:
 
     async def collect(self, name: str, folder: Path, *, everything: bool) -> None:
         return
+
+    async def guests(self) -> AsyncIterator[tuple[str, Node]]:
+        nobody: tuple[tuple[str, Node], ...] = ()
+        for each in nobody:
+            yield each
 
 
 def node_settings(threads: int) -> dict[str, str]:

@@ -85,6 +85,8 @@ class NodeState:
     computed_s: float = 0.0
     """Processor time that it had used when it last got on."""
     restarts: int = 0
+    guest: bool = False
+    """It came when the run was under way; it is not started again when it goes."""
     failure: str = ""
 
 
@@ -123,6 +125,13 @@ class Supervisor:
             self.nodes[member.name] = NodeState(replace(member, joined=1), deadline=now + self.rules.start_timeout_s)
         return [StartNode(name=member.name, joined=1) for member in self.roster]
 
+    def admit(self, member: Member, now: float) -> list[Action]:
+        """A machine that nobody counted on offers itself: start a node there, as a member to be."""
+        self.generation += 1
+        joining = replace(member, joined=self.generation)
+        self.nodes[member.name] = NodeState(joining, deadline=now + self.rules.start_timeout_s, guest=True)
+        return [StartNode(name=member.name, joined=self.generation)]
+
     def heard(self, name: str) -> None:
         """The node has said something."""
         self.nodes[name].quiet_s = 0.0
@@ -143,7 +152,7 @@ class Supervisor:
         self.nodes[name].built = True
         if self.published:
             self.generation += 1
-            return list(self._publish(f"{name} is back"))
+            return list(self._publish(f"{name} {'has joined' if self.nodes[name].guest else 'is back'}"))
         return list(self._publish("all nodes are there")) if self._complete else []
 
     @property
@@ -200,7 +209,7 @@ class Supervisor:
         """What happened to a node whose process ended in the way ``how``, and whether it will not come back."""
         node, rules = self.nodes[name], self.rules
         how = node.failure or how
-        if node.member.role == "server" or not rules.survives_workers or node.restarts < rules.max_restarts:
+        if node.member.role == "server" or not rules.survives_workers or node.guest or self._again(node):
             return how
         return f"{how}; it is not started again (cluster.max_restarts={rules.max_restarts})"
 
@@ -249,7 +258,7 @@ class Supervisor:
     def _lose_worker(self, node: NodeState, why: str, now: float) -> Iterator[Action]:
         """Go on without a worker, and start it again if it may be."""
         self.generation += 1
-        again = node.restarts < self.rules.max_restarts
+        again = self._again(node)
         left = [n for n in self.nodes.values() if n.member.role == "worker" and n.phase is not Phase.GONE]
         if len(left) + again < self.rules.min_workers:
             remain = "1 worker is" if len(left) == 1 else f"{len(left)} workers are"
@@ -265,6 +274,10 @@ class Supervisor:
             yield StartNode(name=member.name, joined=self.generation)
         elif not self.published and self._complete:
             yield from self._publish(why)
+
+    def _again(self, node: NodeState) -> bool:
+        """Whether a worker that is gone is started once more."""
+        return not node.guest and node.restarts < self.rules.max_restarts
 
     def _publish(self, reason: str) -> Iterator[Action]:
         self.published = True

@@ -52,7 +52,7 @@ def construct(start: Start, me: Member, thread: ThreadPoolExecutor, report: Repo
         from smolcluster.train.ddp import GroupedLearner
 
         learner = grouped = GroupedLearner(spec, dataset, fabric, thread)
-        grouped.prepare_group(start.hosts[me.name], spec.comms.timeout_s * 4)
+        grouped.prepare_group(start.host, spec.comms.timeout_s * 4)
     else:
         learner = FabricLearner(spec, dataset, fabric, thread)
     state, before = resume(learner, start)

@@ -53,7 +53,8 @@ class Start:
     credentials: tuple[Credentials, ...]
     roster: tuple[Member, ...]
     """All nodes of the run."""
-    hosts: Mapping[str, str]
+    host: str
+    """Address that the other nodes connect to."""
     listens_on: str
     links: str
     """Who talks to whom: ``star``, ``full`` or ``none``."""
@@ -73,7 +74,7 @@ class Start:
             members=tuple(Member(**each) for each in command["members"]),
             credentials=tuple(Credentials(**each) for each in command["credentials"]),
             roster=tuple(Member(**each) for each in command["roster"]),
-            hosts=command["hosts"],
+            host=command["host"],
             listens_on=command["listens_on"],
             links=command["links"],
             relays=tuple(command["relays"]),
@@ -99,7 +100,7 @@ class NodeProcess:
         self.nodes: list[Node] = []
         self.stopping: str | None = None
         self.relays = {target: Relay() for target in start.relays}
-        self._view: tuple[View, Mapping[str, Any], str, Mapping[str, str]] | None = None
+        self._view: Mapping[str, Any] | None = None
 
     @property
     def step(self) -> int | None:
@@ -121,7 +122,7 @@ class NodeProcess:
             ports = {target: await relay.open(host) for target, relay in self.relays.items()}
             self.report("listening", of=member.name, address=list(transport.address), relays=ports)
         if self._view is not None:
-            self.change_view(*self._view)
+            self.change_view(self._view)
         results = await asyncio.gather(*(self._live(node) for node in self.nodes), return_exceptions=True)
         for relay in self.relays.values():
             await relay.close()
@@ -156,15 +157,11 @@ class NodeProcess:
         """A command from the controller; runs in the event loop."""
         match command["op"]:
             case "view":
-                view = View(
-                    generation=command["generation"],
-                    members=tuple(Member(**each) for each in command["members"]),
-                )
                 for target, where in (command.get("relays") or {}).items():
                     if target in self.relays:
                         self.relays[target].target = (str(where[0]), int(where[1]))
-                self._view = (view, command["addresses"], command["reason"], command.get("curve_keys", {}))
-                self.change_view(*self._view)
+                self._view = command
+                self.change_view(command)
             case "stop":
                 self.stop(str(command["reason"]))
             case "gone":
@@ -173,9 +170,9 @@ class NodeProcess:
             case "ping":
                 return
 
-    def change_view(self, view: View, addresses: Mapping[str, Any], reason: str, curve_keys: Mapping[str, str]) -> None:
+    def change_view(self, command: Mapping[str, Any]) -> None:
         for node in self.nodes:
-            node.change_view(view, addresses, reason, curve_keys)
+            node.change_view(command)
 
     def stop(self, reason: str) -> None:
         if self.stopping is None:
@@ -204,16 +201,22 @@ class Node:
         """An event in this node's name."""
         self.process.report(event, of=self.me.name, **fields)
 
-    def change_view(self, view: View, addresses: Mapping[str, Any], reason: str, curve_keys: Mapping[str, str]) -> None:
-        """Take over the controller's view, and hold links to whom the algorithm talks to."""
-        links = []
-        for member in view.members:
+    def change_view(self, command: Mapping[str, Any]) -> None:
+        """Take over the controller's view, and hold links to whom the algorithm talks to.
+
+        A view without this node is for the others: they would refuse who is no member yet.
+        """
+        members = tuple(Member(**each) for each in command["members"])
+        if self.me not in members:
+            return
+        passive, links = frozenset(command.get("passive", ())), []
+        for member in members:
             if self.talks_to(member):
-                where = addresses.get(member.name)
-                passive = frozenset(name for name in self.start.hosts if self.spec.cluster.node(name).dials_only)
+                where = command["addresses"].get(member.name)
                 ours = dialler(self.me, member, passive) == self.me
                 links.append((member, (str(where[0]), int(where[1])) if ours and where else None))
-        self.peers.change_view(view, links, reason, curve_keys)
+        view = View(generation=command["generation"], members=members)
+        self.peers.change_view(view, links, command["reason"], command.get("curve_keys"))
         self._viewed.set()
 
     def talks_to(self, other: Member) -> bool:

@@ -35,6 +35,23 @@ def running(survives: bool = True, restarts: int = 1, least: int = 1) -> Supervi
     return supervisor
 
 
+def test_a_guest_joins_as_a_new_member_and_is_not_started_again() -> None:
+    supervisor = running()
+    guest = Member(name="guest1", role="worker", rank=2)
+    assert supervisor.admit(guest, 5.0) == [StartNode(name="guest1", joined=2)]
+    assert supervisor.listening("guest1", ["g", 1]) == []
+    (view,) = supervisor.built("guest1")
+    assert isinstance(view, PublishView)
+    assert (view.reason, view.view.generation, len(view.view.members)) == ("guest1 has joined", 3, 4)
+    member = view.view.get("guest1")
+    assert member is not None
+    assert (member.rank, member.joined) == (2, 2)
+    assert supervisor.loss("guest1", "killed") == "killed"
+    (gone,) = supervisor.exited("guest1", -9, 6.0)
+    assert isinstance(gone, PublishView)
+    assert len(gone.view.members) == 3
+
+
 def test_a_worker_that_dies_is_lost_and_started_again_as_a_new_member() -> None:
     supervisor = running()
     assert supervisor.loss("worker1", ending(-9)) == "killed by signal 9 (SIGKILL)"

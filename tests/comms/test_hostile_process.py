@@ -58,7 +58,7 @@ class NodeProcess:
             members=[vars(member)],
             credentials=[dataclasses.asdict(authority.issue(member.name, member.joined))],
             roster=[vars(each) for each in members],
-            hosts={each.name: "127.0.0.1" for each in members},
+            host="127.0.0.1",
             listens_on="127.0.0.1",
             links=spec.algo.links,
             relays=(),

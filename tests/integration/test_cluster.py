@@ -225,6 +225,42 @@ def test_machines_without_sshd_join_by_hand(cluster: Cluster, tmp_path: Path) ->
     assert late.returncode == 1
 
 
+@pytest.mark.parametrize("algo", ["edp", "syncps"])
+def test_a_machine_joins_a_run_that_is_under_way_and_leaves(cluster: Cluster, tmp_path: Path, algo: str) -> None:
+    words = (*WORDS, f"algo={algo}", "cluster.workers=[mini2]", "train.epochs=1000", "hydra.launcher.guests=1")
+    words = (*words, "train.log_steps=10")
+    host = cluster.hosts["mini3"]
+    with cluster.command(tmp_path / "run", *words) as run:
+        word = run.wait_for("guest1: to join the run: python -m smolcluster join=").rpartition(" ")[2]
+        run.wait_until(lambda: run.steps() > 2, "step 20")
+        guest = host.popen([sys.executable, "-m", "smolcluster", word])
+        try:
+            run.wait_for("guest1 has joined")
+            joined = run.steps()
+            run.wait_until(lambda: run.steps() > joined + 20, "200 more steps")
+            assert node_pids(host)
+            guest.kill()
+            run.wait_for("guest1 lost", within=20)
+            then = run.steps()
+            run.wait_until(lambda: run.steps() > then + 5, "50 more steps")
+            os.killpg(run.process.pid, signal.SIGINT)
+            assert run.finish() == 130
+        finally:
+            guest.kill()
+            guest.communicate()
+    assert [node["name"] for node in run.summary["nodes"]] == ["mini1", "mini2", "guest1"]
+    assert run.summary["nodes"][2]["samples"] > 100
+    assert not run.journal("refused")
+    assert not cluster.left()
+
+
+def test_algorithms_that_know_their_workers_take_no_guests(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.command(tmp_path / "run", "algo=ddp", "hydra.launcher.guests=1") as run:
+        assert run.finish() == 2
+    assert "hydra.launcher.guests=1: must be 0 with algo=ddp" in run.stderr
+    assert "algo=edp or syncps" in run.stderr
+
+
 @isolated
 def test_two_networks_with_one_node_on_both(tmp_path: Path) -> None:
     """The Pi has one cable, to mini1. It is reached through mini1 by SSH, and its gradients go the same way."""

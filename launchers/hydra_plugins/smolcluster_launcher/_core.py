@@ -34,6 +34,8 @@ from smolcluster.cluster.session import LocalProcesses, Session, Sessions, local
 from smolcluster.errors import ConfigError, Problem, RunFailed
 from smolcluster.pipeline import jobs
 from smolcluster.pipeline.jobs import Finished
+from smolcluster.spec.build import options as component_classes
+from smolcluster.spec.validate import either
 
 if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
@@ -81,6 +83,8 @@ class Sweep:
         machines, options = Machines(self.options.connect_timeout_s), machine_options(self.options)
 
         def make(spec: RunSpec, threads: int) -> Sessions:
+            if problems := list(unwelcoming(spec, options.guests)):
+                raise ConfigError(problems)
             return ClusterSessions(spec, options, machines, local_sessions(threads))
 
         before = opener.set(make)
@@ -287,6 +291,27 @@ def note(returned: JobReturn, job: Job) -> None:
         jobs.note(Finished.read(number=job.number, folder=Path(output), overrides=job.overrides, reason=reason))
 
 
+def unwelcoming(spec: RunSpec, guests: int) -> Iterable[Problem]:
+    """Why nobody can join a run of ``spec`` while it is under way."""
+    key = "hydra.launcher.guests"
+    if guests and not spec.algo.takes_guests:
+        able = [name for name, cls in component_classes("algo").items() if getattr(cls, "takes_guests", False)]
+        rule = f"must be 0 with algo={spec.choices.get('algo')}: its workers are there from the start"
+        yield Problem(key=key, value=guests, rule=rule, nearest=f"algo={either(able)}")
+    if guests and spec.cluster.nodes is None:
+        rule = "must be 0 with nodes that only this machine reaches: name them with addresses (docs/cluster_setup.md)"
+        yield Problem(key=key, value=guests, rule=rule, nearest="0")
+
+
+def wrong_guests(options: DictConfig) -> Iterable[Problem]:
+    key = "hydra.launcher.guests"
+    if not 0 <= options.guests <= MAX_CONCURRENT:
+        yield Problem(key=key, value=options.guests, rule=f"must be >= 0 and <= {MAX_CONCURRENT}", nearest="0")
+    elif options.guests and options.max_concurrent > 1:
+        rule = "must be 0 with hydra.launcher.max_concurrent > 1: a guest joins the one run that goes on"
+        yield Problem(key=key, value=options.guests, rule=rule, nearest="0")
+
+
 def wrong(options: DictConfig) -> Iterable[Problem]:
     """What is wrong with ``hydra.launcher.*``."""
     count: Any = options.max_concurrent
@@ -300,6 +325,7 @@ def wrong(options: DictConfig) -> Iterable[Problem]:
     for name in ("connect_timeout_s", "join_timeout_s"):
         if not 0 < options[name] <= 86400:
             yield Problem(key=f"hydra.launcher.{name}", value=options[name], rule="must be > 0 and <= 86400")
+    yield from wrong_guests(options)
     if not 0 <= options.gate_port <= 65535:
         rule = "must be >= 0 and <= 65535"
         yield Problem(key="hydra.launcher.gate_port", value=options.gate_port, rule=rule, nearest="0")

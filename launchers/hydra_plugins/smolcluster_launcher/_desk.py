@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from smolcluster.spec.build import build
 from smolcluster.spec.needs import Needs, needs_of
 
 if TYPE_CHECKING:
+    from smolcluster.cluster.inventory import Node
     from smolcluster.spec.run import RunSpec
 
 
@@ -183,6 +184,9 @@ class DeskSessions:
 
     async def collect(self, name: str, folder: Path, *, everything: bool) -> None:
         await self._ask("collect", name=name, folder=str(folder), everything=everything)
+
+    def guests(self) -> AsyncIterator[tuple[str, Node]]:
+        return self.local.guests()  # jobs side by side take none
 
     async def close(self) -> None:
         await self.local.close()

@@ -87,7 +87,9 @@ class Gate:
             return
         del self._tokens[name]
         writer.write(b'{"welcome": true}\n')
-        await self.machine(name).serve(reader, writer, str(about.get("python") or ""))
+        machine = self.machine(name)
+        machine.address = str((writer.get_extra_info("peername") or ("",))[0]).removeprefix("::ffff:")
+        await machine.serve(reader, writer, str(about.get("python") or ""))
 
 
 class DialedIn:
@@ -97,7 +99,7 @@ class DialedIn:
     """No shell is between: programs are given their arguments as they are."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.python = name, ""
+        self.name, self.python, self.address = name, "", ""
         self._writer: asyncio.StreamWriter | None = None
         self._here = asyncio.Event()
         self._numbers = itertools.count(1)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,11 @@ from hydra_plugins.smolcluster_launcher._ssh import (
     first_word,
 )
 
+from smolcluster.cluster.inventory import Node
 from smolcluster.cluster.session import Check, Say, Session, Sessions, Whereabouts, node_settings
 from smolcluster.errors import RunFailed
 
 if TYPE_CHECKING:
-    from smolcluster.cluster.inventory import Node
     from smolcluster.spec.needs import Needs
     from smolcluster.spec.run import RunSpec
 
@@ -57,6 +57,7 @@ class Options:
     gate_host: str | None = None
     gate_port: int = 0
     join_timeout_s: float = 600.0
+    guests: int = 0
 
 
 def target_of(name: str, node: Node) -> Target:
@@ -125,21 +126,25 @@ class ClusterSessions:
         self._remote: dict[str, Remote] = {}
         self._run = ""
         self._gate: Gate | None = None
+        self._guests: dict[str, Node] = {}
+        self._parcels: dict[str, Parcel] = {}
+        self._say: Say = lambda name, words: None
 
     async def open(self, names: Sequence[str], run: str, needs: Needs, say: Say) -> None:
         """Reach every machine, look at it and send it what it lacks, before any node starts anywhere.
 
         RunFailed has a line for each machine that cannot be used.
         """
-        self._run = run
+        self._run, self._say = run, say
         far = [name for name in names if not self.spec.cluster.node(name).is_here]
         manual = [name for name in far if self._is_manual(name)]
         if manual:
-            await self._invite(manual, run, say)
+            await self._invite(manual)
         parcels = {key: Parcel.of(path) for key, path in needs.paths.items()}
         parcels |= {f"module {path}": Parcel.of(path) for path in needs.modules}
         if self.options.env is not None and self.options.wheelhouse is not None:
             parcels[WHEELHOUSE] = Parcel.of(Path(self.options.wheelhouse).expanduser().absolute())
+        self._parcels = parcels
         found = await asyncio.gather(*(self._prepare(name, parcels, say) for name in far), return_exceptions=True)
         failures = [each for each in found if isinstance(each, BaseException)]
         for failure in failures:
@@ -172,16 +177,43 @@ class ClusterSessions:
             *checks(report, environment=self.options.env is not None),
         ]
 
-    def _is_manual(self, name: str) -> bool:
-        return self.options.session == "manual" or self.spec.cluster.node(name).manual
+    async def guests(self) -> AsyncIterator[tuple[str, Node]]:
+        """Invite one after another, as many as may come; one that is not fit is told so, and the next is invited."""
+        for number in range(1, self.options.guests + 1):
+            name, gate = f"guest{number}", await self._opened()
+            self._invite_one(gate, name, self.spec.cluster.node(self.spec.cluster.server_name).host, "to join the run")
+            machine = gate.machine(name)
+            await machine.open()
+            self._guests[name] = Node(host=machine.address, manual=True, dials_only=True)
+            try:
+                await self._prepare(name, self._parcels, self._say)
+            except HostFailed as error:
+                self._say(name, str(error))
+                machine.close()
+            else:
+                yield name, self._guests[name]
 
-    async def _invite(self, names: Sequence[str], run: str, say: Say) -> None:
+    def _node(self, name: str) -> Node:
+        return self._guests.get(name) or self.spec.cluster.node(name)
+
+    def _is_manual(self, name: str) -> bool:
+        return self.options.session == "manual" or self._node(name).manual
+
+    async def _opened(self) -> Gate:
+        if self._gate is None:
+            self._gate = Gate(self._run)
+            await self._gate.open(self.options.gate_port)
+        return self._gate
+
+    def _invite_one(self, gate: Gate, name: str, towards: str, what: str) -> None:
+        host = self.options.gate_host or address_towards(towards)
+        self._say(name, f"{what}: python -m smolcluster join={gate.invite(name, host).word}")
+
+    async def _invite(self, names: Sequence[str]) -> None:
         """Say what is to be typed on these machines, and wait until that is done."""
-        self._gate = gate = Gate(run)
-        await gate.open(self.options.gate_port)
+        gate = await self._opened()
         for name in names:
-            host = self.options.gate_host or address_towards(self.spec.cluster.node(name).host)
-            say(name, f"type there: python -m smolcluster join={gate.invite(name, host).word}")
+            self._invite_one(gate, name, self.spec.cluster.node(name).host, "type there")
         waiting = {asyncio.create_task(gate.machine(name).open(), name=name) for name in names}
         _, missing = await asyncio.wait(waiting, timeout=self.options.join_timeout_s)
         for task in missing:
@@ -199,7 +231,7 @@ class ClusterSessions:
         return self.machines.at(target_of(name, node))
 
     async def _prepare(self, name: str, parcels: Mapping[str, Parcel], say: Say) -> None:
-        node = self.spec.cluster.node(name)
+        node = self._node(name)
         machine = self._machine(name, node)
         await machine.open()
         code = f"code/{wheel().name}"
@@ -301,8 +333,8 @@ class ClusterSessions:
 
     def _sharing(self, name: str) -> int:
         """How many of this run's nodes compute on the machine of ``name``."""
-        host = self.spec.cluster.node(name).host
-        return sum(self.spec.cluster.node(other).host == host for other in self._remote)
+        host = self._node(name).host
+        return sum(self._node(other).host == host for other in self._remote)
 
     async def collect(self, name: str, folder: Path, *, everything: bool) -> None:
         """Bring the checkpoints that a node has saved (and its export) into ``folder``."""
