@@ -166,10 +166,10 @@ class Surveyor:
         for name in names:
             await self.order([(name, "compute alone", "")])
         pairs = [(one, other) for one in names for other in names if one != other]
+        lost = {pair for pair in pairs if await self.order([(pair[0], "reach", pair[1])])}
         for one, other in pairs:
-            await self.order([(one, "reach", other)])
-        for one, other in pairs:
-            await self.order([(one, "stream", other)])
+            if (one, other) not in lost:
+                await self.order([(one, "stream", other)])
         if len(names) > 2:
             await self.order([(name, "stream", self.me.name) for name in names[1:]])
             await self.order([(self.me.name, "stream", name) for name in names[1:]])
@@ -182,20 +182,23 @@ class Surveyor:
         while self.clock.now() < until and any(m.name not in self.present for m in self.peers.view.named("worker")):
             await self.clock.sleep(0.05)
 
-    async def order(self, orders: Sequence[tuple[str, str, str]]) -> None:
-        """Have these carried out at the same time, and wait until that is done, or has failed."""
+    async def order(self, orders: Sequence[tuple[str, str, str]]) -> bool:
+        """Have these carried out at the same time, and wait until that is done; whether one of them has failed."""
         number = next(self.numbers)
-        await asyncio.gather(*(self.one(number, *each) for each in orders if each[0] in (self.me.name, *self.present)))
+        there = [each for each in orders if each[0] in (self.me.name, *self.present)]
+        return any(await asyncio.gather(*(self.one(number, *each) for each in there)))
 
-    async def one(self, number: int, name: str, what: str, peer: str) -> None:
+    async def one(self, number: int, name: str, what: str, peer: str) -> str:
+        """One node carries out one order; why it could not, or empty."""
         order = Order(number=number, what=what, peer=peer)
         if name == self.me.name:
-            await self.obey(order)
-            return
-        self.peers.send(name, order)
-        reason = await self.answer(name, number, ORDER_S + self.reach_s + MAX_SLOW * self.seconds)
+            reason = await self.carry_out(order)
+        else:
+            self.peers.send(name, order)
+            reason = await self.answer(name, number, ORDER_S + self.reach_s + MAX_SLOW * self.seconds)
         if reason:
-            self.tell("failed", name=name, task=what, peer=peer, reason=reason)
+            self.tell("failed", source=name, task=what, peer=peer, reason=reason)
+        return reason
 
     async def answer(self, who: str, number: int, within: float) -> str:
         """Wait for an answer; the reason why there is none, or empty."""
@@ -212,21 +215,22 @@ class Surveyor:
     # --- carrying out ------------------------------------------------------------------------------------
 
     async def obey(self, order: Order) -> None:
-        reason = ""
+        reason = await self.carry_out(order)
+        self.peers.send(self.peers.view.named("server")[0].name, Carried(number=order.number, reason=reason))
+
+    async def carry_out(self, order: Order) -> str:
+        """Why it could not be done, or empty."""
         try:
-            match order.what.split()[0]:
-                case "compute":
-                    await self.compute(order.what)
+            match order.what:
                 case "reach":
-                    reason = await self.reach(order.number, order.peer)
+                    return await self.reach(order.number, order.peer)
                 case "stream":
-                    reason = await self.stream(order.number, order.peer)
+                    return await self.stream(order.number, order.peer)
+                case _:
+                    await self.compute(order.what)
         except PeerLost as lost:
-            reason = lost.reason
-        if reason and order.what != "stream":
-            self.tell("unreachable", peer=order.peer, reason=reason)
-        if self.me.role != "server":
-            self.peers.send(self.peers.view.named("server")[0].name, Carried(number=order.number, reason=""))
+            return lost.reason
+        return ""
 
     async def compute(self, how: str) -> None:
         """Gradients of one batch each; alone, the optimizer's step and copies of the weights besides."""

@@ -75,14 +75,14 @@ class Findings:
                     nodes[name].update({key: event[key] for key in keys})
                 case "reached":
                     trips[name, event["peer"]] = event["round_trip_s"]
-                case "unreachable":
-                    reasons[name, event["peer"]] = str(event["reason"])
                 case "carried":
                     streams[event["number"]].append(event)
                 case "samples":
                     samples = {key: event[key] for key in ("num_samples", "max_items", "tensor_bytes")}
+                case "failed" if event["peer"]:
+                    reasons.setdefault((event["source"], event["peer"]), str(event["reason"]))
                 case "failed":
-                    failures.append(f"{event['name']}: {event['task']} {event['peer']}: {event['reason']}")
+                    failures.append(f"{event['source']}: {event['task']}: {event['reason']}")
         singles = {(e["sender"], e["node"]): channel_of([e]) for es in streams.values() if len(es) == 1 for e in es}
         doors = [es for es in streams.values() if len(es) > 1]
         return cls(

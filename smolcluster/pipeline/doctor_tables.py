@@ -54,12 +54,11 @@ def told(event: Mapping[str, Any]) -> str:
             return f"{event.get('peer')}: starting"
         case (_, "measured", "compute together" | "compute alone" as what):
             return f"{name}: forward and backward {event['gradient_s'] * 1e3:.1f} ms ({what.split()[1]})"
-        case (_, "measured", "unreachable"):
-            return f"{name} -> {event.get('peer')}: {event.get('reason')}"
         case (_, "measured", "carried"):
             return f"{event.get('sender')} -> {name}: {event['bytes_per_s'] * 8e-6:,.0f} Mbit/s"
         case (_, "measured", "failed"):
-            return f"{event.get('name')}: {event.get('task')} {event.get('peer')}: {event.get('reason')}"
+            link = f" -> {event['peer']}" if event.get("peer") else ""
+            return f"{event.get('source')}{link}: {event.get('task')}: {event.get('reason')}"
     return ""
 
 

@@ -79,8 +79,8 @@ def test_a_link_without_a_way_has_its_reason_and_no_speed() -> None:
     events = [line for line in events if not (line.get("node") == "worker0" and line.get("peer") == "worker1")]
     events.append(
         {
-            "event": "journal", "kind": "measured", "node": "worker0", "what": "unreachable", "peer": "worker1",
-            "reason": "no answer within 3 s",
+            "event": "journal", "kind": "measured", "node": "server", "what": "failed", "source": "worker0",
+            "task": "reach", "peer": "worker1", "reason": "no answer within 3 s",
         }
     )  # fmt: skip
     (bad,) = [link for link in Findings.of(events).links if link.reason]
