@@ -107,9 +107,9 @@ def surveyed(spec: RunSpec) -> RunSpec:
     """``spec`` with the cast of a survey: a server and its workers, and nobody is started twice."""
     train = replace(spec.train, checkpoint_steps=None, eval_steps=None, export=False)
     cluster = replace(spec.cluster, max_restarts=0)
-    return replace(
-        spec, algo=option("algo", "syncps"), train=train, cluster=cluster, choices={**spec.choices, "algo": "syncps"}
-    )
+    quiet = {"algo": "syncps", "tracking": "files"}  # a survey is nothing that a tracker should hear of
+    parts = {group: option(group, name) for group, name in quiet.items()}
+    return replace(spec, **parts, train=train, cluster=cluster, choices={**spec.choices, **quiet})
 
 
 def examine(spec: RunSpec) -> Mapping[str, Sequence[Check]]:

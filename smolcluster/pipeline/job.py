@@ -112,7 +112,8 @@ def conduct(
     finally:
         digest = facts.get("digest")
         rerun = compared_with(spec.rerun, digest) if spec.rerun is not None else {}
-        summary = tracking.finish(outcome.status, reason_with_checkpoint(outcome, place), digest=digest, also=rerun)
+        reason = reason_with_checkpoint(outcome, place) if purpose == "train" else outcome.reason
+        summary = tracking.finish(outcome.status, reason, digest=digest, also=rerun)
     return Result(
         outcome=replace(outcome, reason=summary["reason"]),
         folder=place.folder,
