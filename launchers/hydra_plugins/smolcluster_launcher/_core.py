@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,8 @@ class Sweep:
             job_subdir_key="hydra.sweep.subdir",
         )
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        if returned.status == JobStatus.FAILED:
+            note(returned, job)
         return quiet(returned)
 
     # --- in processes of their own -----------------------------------------------------------------------
@@ -280,11 +282,14 @@ def quiet(returned: JobReturn) -> QuietReturn:
 
 
 def note(returned: JobReturn, job: Job) -> None:
-    """Note a job that ran in a process of its own."""
-    output = returned.hydra_cfg.hydra.runtime.output_dir if returned.hydra_cfg else None
-    reason = "" if returned.status == JobStatus.COMPLETED else str(returned._return_value)
-    if output is not None:
-        jobs.note(Finished.read(number=job.number, folder=Path(output), overrides=job.overrides, reason=reason))
+    """Note a job that ran in a process of its own, or that did not get so far that it would have noted itself."""
+    from smolcluster.cli.job import JobFailed
+
+    folder = Path(str(job.config.hydra.sweep.dir), str(job.config.hydra.sweep.subdir)).absolute()
+    failure = returned._return_value if returned.status == JobStatus.FAILED else None
+    reason = "; ".join(str(failure).splitlines()) if failure is not None else ""
+    finished = Finished.read(number=job.number, folder=folder, overrides=job.overrides, reason=reason)
+    jobs.note(replace(finished, reason="") if isinstance(failure, JobFailed) else finished)
 
 
 def wrong(options: DictConfig) -> Iterable[Problem]:
