@@ -1,9 +1,9 @@
 """A sweep of six runs, one at a time against two at a time: ``python -m tests.bench.beside [pairs] [where]``.
 
-Its nodes sleep rather than compute, so that what is measured is the launcher and not the cores. ``where`` is ``local``,
-``shared`` (three hosts, ``hydra.launcher.share_nodes=true``) or ``disjoint`` (six hosts, three for each run); hosts need
-root. The two ways take turns, so that a machine whose speed drifts treats both alike. The final weights of every run
-must be the same both ways.
+Its nodes sleep rather than compute, so that what is measured is the launcher and not the cores. ``where`` is
+``local``, ``shared`` (three hosts, ``hydra.launcher.share_nodes=true``) or ``disjoint`` (six hosts, three for each run);
+hosts need root. The two ways take turns, so that a machine whose speed drifts treats both alike. The final weights of
+each run must be the same both ways.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.integration.command import Command
 from tests.integration.hosts import Hosts
 from tests.integration.on_hosts import Cluster, names
 
-RUNS, STEPS, NAP_S, PAIRS = 6, 20, 0.4, 3
+RUNS, STEPS, NAP_S, PAIRS = 6, 40, 0.4, 3
 WORDS = (
     "data=custom", "data.target=tests.bench.naps:load", "model=custom", "model.target=tests.bench.naps:net",
     f"+model.kwargs.nap_s={NAP_S}", f"train.max_steps={STEPS}", "train.batch_size=8", "train.epochs=100",

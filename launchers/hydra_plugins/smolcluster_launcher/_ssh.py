@@ -179,13 +179,16 @@ class Machine:
     def _open(self) -> Connection:
         logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # it logs tracebacks of what is told in one line here
         connection = connection_to(self.target, self.connect_timeout_s)
-        where = self._where(connection)
-        try:
-            connection.open()
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is told in one line)
-            _close(connection)
-            raise HostFailed(f"{self.name}: {why(error, connection, where, self.connect_timeout_s)}") from None
-        connection.transport.set_keepalive(KEEPALIVE_S)
+        for hop in reversed(hops(connection)):  # the outermost jump host first, so that its own failure is told as such
+            where = self._where(hop)
+            try:
+                hop.open()
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is told in one line)
+                _close(connection)
+                on_the_way = "" if hop is connection else "its jump host: "
+                reason = why(error, hop, where, self.connect_timeout_s)
+                raise HostFailed(f"{self.name}: {on_the_way}{reason}") from None
+            hop.transport.set_keepalive(KEEPALIVE_S)
         return connection
 
     def _where(self, connection: Connection) -> str:
@@ -262,11 +265,18 @@ def connection_to(target: Target, timeout_s: float) -> Connection:
     connection = Connection(
         known, user=target.user, port=target.port, gateway=gateway, connect_timeout=timeout_s, connect_kwargs=keys
     )
-    hop: Any = connection
-    while hop is not None and not isinstance(hop, str):
+    for hop in hops(connection):
         _be_strict(hop)
-        hop = hop.gateway
     return connection
+
+
+def hops(connection: Connection) -> list[Connection]:
+    """A connection, and those that it goes through, the nearest to the target first."""
+    found, hop = [connection], connection.gateway
+    while hop is not None and not isinstance(hop, str):
+        found.append(hop)
+        hop = hop.gateway
+    return found
 
 
 def _has_entry(name: str) -> bool:

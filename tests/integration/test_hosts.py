@@ -1,0 +1,116 @@
+"""Hosts with something special: a full disk, a way through another one, a run that is done again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smolcluster.spec.build import conf_dir
+from tests.integration.hosts import SIDE, Host, Hosts, why_not
+from tests.integration.on_hosts import Cluster
+from tests.integration.test_cluster import GPT, WORDS
+
+pytestmark = pytest.mark.xdist_group("hosts")
+isolated = pytest.mark.skipif(bool(why_not()), reason=f"needs hosts with networks of their own: {why_not()}")
+
+
+def work(host: Host) -> Path:
+    return host.home / "work"
+
+
+@isolated
+def test_a_full_disk_of_the_server_ends_the_run_and_keeps_the_last_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
+    host = cluster.hosts["mini1"]
+    words = ("train.checkpoint_steps=5", "train.keep_checkpoints=1000", "train.epochs=40")
+    with host.disk(work(host), "size=1g"), cluster.command(tmp_path / "run", *WORDS, *words) as run:
+        run.wait_until(lambda: (run.run / "checkpoints" / "latest").exists(), "a checkpoint")
+        host.fill(work(host))
+        assert run.finish() == 1
+    (line,) = run.stderr.splitlines()
+    assert line.startswith(f"smolcluster: mini1 (server): the checkpoint {work(host)}/runs/")
+    assert "cannot be written: No space left on device; step-" in line
+    latest = (run.run / "checkpoints" / "latest").resolve().name
+    assert f"; {latest} is saved: go on with resume={run.run}" in line
+    assert not cluster.left()
+    step = int(latest.removeprefix("step-"))
+    more = ("train.epochs=null", f"train.max_steps={step + 3}")
+    again = cluster.run(tmp_path / "again", f"resume={run.run}", *more)
+    assert [line["step"] for line in again.metrics] == [step + 1, step + 2, step + 3]
+
+
+@isolated
+def test_a_disk_that_takes_no_code_is_told_before_any_node_starts(cluster: Cluster, tmp_path: Path) -> None:
+    host = cluster.hosts["mini2"]
+    with host.disk(work(host), "size=1g,nr_inodes=20"):
+        with cluster.command(tmp_path / "run", *WORDS) as run:
+            assert run.finish() == 1
+        left = host.inside("ls", f"{work(host)}/code").split()
+    (line,) = run.stderr.splitlines()
+    assert line.startswith(f"smolcluster: mini2: {work(host)}/code/")
+    assert "could not be written: No space left on device" in line
+    assert not left, "half of it is not left"
+    assert not run.journal("started")
+
+
+@isolated
+def test_a_disk_that_takes_no_prepared_data_is_told_with_its_node(cluster: Cluster, tmp_path: Path) -> None:
+    host = cluster.hosts["mini3"]
+    with host.disk(work(host), "size=1g"):
+        cluster.run(tmp_path / "before", *WORDS, "train.max_steps=2")
+        used = host.inside("df", "--output=iused", str(work(host))).split()[-1]
+        host.inside("mount", "-o", f"remount,nr_inodes={int(used) + 4}", str(work(host)))
+        with cluster.command(tmp_path / "run", *WORDS, *GPT, "train.max_steps=5") as run:
+            assert run.finish() == 1
+    (line,) = run.stderr.splitlines()
+    assert line.startswith(f"smolcluster: mini3 (worker): cannot write to the data cache {work(host)}/cache (")
+    assert "No space left on device" in line
+    assert not cluster.left()
+
+
+@isolated
+@pytest.mark.parametrize("said", ["in the cluster's file", "in ~/.ssh/config"])
+def test_a_host_behind_a_jump_host(tmp_path: Path, said: str) -> None:
+    with Hosts(tmp_path / "hosts", ["mini1", "pi5"], behind={"pi5": "mini1"}) as hosts:
+        cluster = Cluster.of(hosts)
+        jump = f"root@{hosts['mini1'].address}:22"
+        config = cluster.me / ".ssh" / "config"
+        own: dict[str, object] = {"host": None, "user": "root", "port": None, "identity": None, "jump": None}
+        if said == "in ~/.ssh/config":
+            config.write_text(f"Host pi5\n  HostName {hosts['pi5'].address}\n  ProxyJump {jump}\n{config.read_text()}")
+        else:
+            own["jump"] = jump
+        links = {"bridge": f"{hosts['mini1'].address}/24", "cable": f"{SIDE}.1/24"}
+        nodes: dict[str, dict[str, object]] = {
+            "mini1": {"addresses": links},
+            "pi5": {"addresses": {"cable": f"{hosts['pi5'].address}/24"}, "ssh": own},
+        }
+        cluster.write("jump", {}, nodes)
+        run = cluster.run(tmp_path / "run", *WORDS, "train.max_steps=3", cluster="jump")
+        assert [node["name"] for node in run.summary["nodes"]] == ["mini1", "pi5"]
+        assert hosts["pi5"].logins == 1
+        known = cluster.me / ".ssh" / "known_hosts"
+        known.write_text(hosts["pi5"].known)  # the jump host is a stranger now
+        with cluster.command(tmp_path / "stranger", *WORDS, "algo=single", cluster="jump") as refused:
+            assert refused.finish() == 1
+        address = hosts["mini1"].address
+        assert f"pi5: its jump host: the host key of {address}:22 is not known" in refused.stderr
+        assert f"ssh-keyscan {address} >>" in refused.stderr
+
+
+def test_a_rerun_is_the_same_whatever_conf_says_by_then(cluster: Cluster, tmp_path: Path) -> None:
+    own = cluster.config_dir / "optim" / "mine.yaml"
+    own.parent.mkdir(exist_ok=True)
+    settings = yaml.safe_load((conf_dir() / "optim" / "sgd.yaml").read_text())
+    words = (*WORDS, "optim=mine", "train.max_steps=6")
+    own.write_text(yaml.safe_dump({**settings, "lr": 0.1}))
+    first = cluster.run(tmp_path / "first", *words)
+    own.write_text(yaml.safe_dump({**settings, "lr": 0.01}))
+    rerun = ("rerun=" + os.fspath(first.run), "hydra.launcher.max_concurrent=1")
+    again = cluster.run(tmp_path / "again", *rerun)
+    assert again.summary["digest"] == first.summary["digest"]
+    assert again.summary["rerun"] == {"of": str(first.run), "identical": True}
+    other = cluster.run(tmp_path / "other", *words)
+    assert other.summary["digest"] != first.summary["digest"]
