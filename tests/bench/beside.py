@@ -2,8 +2,8 @@
 
 Its nodes sleep rather than compute, so that what is measured is the launcher and not the cores. ``where`` is
 ``local``, ``shared`` (three hosts, ``hydra.launcher.share_nodes=true``) or ``disjoint`` (six hosts, three for each
-run); hosts need root. The two ways take turns, so that a machine whose speed drifts treats both alike. The final weights of
-each run must be the same both ways.
+run); hosts need root. The two ways take turns, so that a machine whose speed drifts treats both alike. The final
+weights of each run must be the same both ways.
 """
 
 from __future__ import annotations
