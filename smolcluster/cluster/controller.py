@@ -288,7 +288,7 @@ class Controller:
             "members": [dataclasses.asdict(by_name[name]) for name in names],
             "credentials": [dataclasses.asdict(self.authority.issue(name, joined)) for name in names],
             "roster": [dataclasses.asdict(member) for member in self.roster],
-            "hosts": {member.name: self.spec.cluster.node(member.name).host for member in self.roster},
+            "hosts": {member.name: self._host_of(member.name) for member in self.roster},
             "listens_on": routes.listens_on(self.spec.cluster.node(names[0])),
             "relays": sorted(self._relays_of(names[0])),
             "folder": place.folder,
@@ -297,6 +297,11 @@ class Controller:
             "resume": place.paths.get("resume", self.job.resume),
             "purpose": self.job.purpose,
         }
+
+    def _host_of(self, name: str) -> str:
+        """Where the others reach a node, as far as one address can say that."""
+        names = [member.name for member in self.roster]
+        return routes.common_address(self.spec.cluster, name, names) or self.spec.cluster.node(name).host
 
     def _relays_of(self, name: str) -> dict[str, str]:
         cluster = self.spec.cluster

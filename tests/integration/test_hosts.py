@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from smolcluster.spec.build import conf_dir
+from tests.integration.command import command
 from tests.integration.hosts import SIDE, Host, Hosts, why_not
 from tests.integration.on_hosts import Cluster
 from tests.integration.test_cluster import GPT, WORDS
@@ -98,6 +99,15 @@ def test_a_host_behind_a_jump_host(tmp_path: Path, said: str) -> None:
         address = hosts["mini1"].address
         assert f"pi5: its jump host: the host key of {address}:22 is not known" in refused.stderr
         assert f"ssh-keyscan {address} >>" in refused.stderr
+
+
+def test_ddp_on_hosts_gives_the_weights_of_here(cluster: Cluster, tmp_path: Path) -> None:
+    """Torch's own sockets find their way, too: each node listens at the address that the others have for it."""
+    words = (*WORDS, "algo=ddp", "train.max_steps=12")
+    there = cluster.run(tmp_path / "there", *words)
+    here = command(tmp_path / "here", *words, "cluster.threads_per_node=1")
+    assert there.summary["digest"] == here.summary["digest"]
+    assert [node["name"] for node in there.summary["nodes"]] == ["mini2", "mini3"]
 
 
 def test_a_rerun_is_the_same_whatever_conf_says_by_then(cluster: Cluster, tmp_path: Path) -> None:
