@@ -59,8 +59,8 @@ class GroupedLearner(FabricLearner):
         def make(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
             options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
             options._timeout = timeout
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname=self._host)]  # type: ignore[attr-defined]
-            return dist.ProcessGroupGloo(store, rank, size, options)  # type: ignore[attr-defined]
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=self._host)]
+            return dist.ProcessGroupGloo(store, rank, size, options)
 
         dist.Backend.register_backend(BACKEND, make, devices=["cpu"])
 
