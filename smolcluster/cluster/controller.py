@@ -294,6 +294,7 @@ class Controller:
             "folder": place.folder,
             "cache": place.cache,
             "threads": place.threads,
+            "uses": place.uses,
             "resume": place.paths.get("resume", self.job.resume),
             "purpose": self.job.purpose,
         }

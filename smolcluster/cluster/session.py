@@ -74,6 +74,8 @@ class Whereabouts:
     cache: str
     threads: int
     paths: Mapping[str, str]
+    uses: Sequence[str] | None = None
+    """What must stay on that machine while the node runs; it then leaves a pid file. None: it leaves none."""
 
 
 class Sessions(Protocol):

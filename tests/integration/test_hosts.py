@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from smolcluster.spec.build import conf_dir
-from tests.integration.command import command
+from tests.integration.command import alive, command, gone
 from tests.integration.hosts import SIDE, Host, Hosts, why_not
 from tests.integration.on_hosts import Cluster
 from tests.integration.test_cluster import GPT, WORDS
@@ -62,7 +65,7 @@ def test_a_disk_that_takes_no_prepared_data_is_told_with_its_node(cluster: Clust
     with host.disk(work(host), "size=1g"):
         cluster.run(tmp_path / "before", *WORDS, "train.max_steps=2")
         used = host.inside("df", "--output=iused", str(work(host))).split()[-1]
-        host.inside("mount", "-o", f"remount,nr_inodes={int(used) + 4}", str(work(host)))
+        host.inside("mount", "-o", f"remount,nr_inodes={int(used) + 6}", str(work(host)))
         with cluster.command(tmp_path / "run", *WORDS, *GPT, "train.max_steps=5") as run:
             assert run.finish() == 1
     (line,) = run.stderr.splitlines()
@@ -124,3 +127,54 @@ def test_a_rerun_is_the_same_whatever_conf_says_by_then(cluster: Cluster, tmp_pa
     assert again.summary["rerun"] == {"of": str(first.run), "identical": True}
     other = cluster.run(tmp_path / "other", *words)
     assert other.summary["digest"] != first.summary["digest"]
+
+
+def runs(host: Host) -> list[str]:
+    """The run folders that are on a host."""
+    folder = work(host) / "runs"
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_nothing_of_a_run_is_left_on_the_hosts_but_what_was_not_fetched(cluster: Cluster, tmp_path: Path) -> None:
+    before = [runs(host) for host in cluster.hosts]
+    cluster.run(tmp_path / "run", *WORDS, "train.max_steps=3")
+    beside = ("hydra.launcher.share_nodes=true", "hydra.launcher.max_concurrent=2", "seed=1,2")
+    cluster.run(tmp_path / "beside", *WORDS, "train.max_steps=3", *beside)
+    assert [runs(host) for host in cluster.hosts] == before
+    (tmp_path / "stuck" / "0").mkdir(parents=True)
+    (tmp_path / "stuck" / "0" / "checkpoints").write_text("no folder can be made here")
+    stuck = cluster.run(tmp_path / "stuck", *WORDS, "train.max_steps=3")
+    assert stuck.journal("not fetched")
+    (left,) = set(runs(cluster.hosts["mini1"])) - set(before[0])
+    (told,) = [event for event in stuck.journal("prepared") if "is left there" in event["reason"]]
+    assert told["peer"] == "mini1"
+    assert told["reason"] == (
+        f"{work(cluster.hosts['mini1'])}/runs/{left} is left there: its checkpoints could not be fetched"
+    )
+    kept = work(cluster.hosts["mini1"]) / "runs" / left / "checkpoints" / "step-3"
+    again = command(tmp_path / "resumed", f"resume={kept}", "train.max_steps=5", "cluster=local", *WORDS)
+    assert [line["step"] for line in again.metrics] == [4, 5]
+
+
+@isolated
+def test_a_stopped_node_of_a_dead_run_is_ended_by_the_next_one(cluster: Cluster, tmp_path: Path) -> None:
+    """A process that is stopped cannot end itself, whatever has become of its controller."""
+    host = cluster.hosts["mini2"]
+    with cluster.command(tmp_path / "dead", *WORDS, "train.epochs=1000") as run:
+        run.wait_until(lambda: run.steps() > 5, "step 5")
+        pid = run.pids()["mini2"]
+        os.kill(pid, signal.SIGSTOP)
+        run.process.kill()
+        run.finish()
+        gone([other for name, other in run.pids().items() if name != "mini2"], within=15)
+        (file,) = work(host).glob(f"runs/*/mini2-{pid}.pid")
+        assert json.loads(file.read_text())["pid"] == pid
+        first = cluster.run_and_keep(tmp_path / "first", *WORDS, "train.max_steps=3")
+        assert alive(pid), "it has not been silent for long enough"
+        assert not [event for event in first.journal("prepared") if "has ended" in event["reason"]]
+        os.utime(file, (time.time() - 200,) * 2)
+        second = cluster.run(tmp_path / "second", *WORDS, "train.max_steps=3")
+    (told,) = [event for event in second.journal("prepared") if "has ended" in event["reason"]]
+    assert told["peer"] == "mini2"
+    assert f"(pid {pid}, node mini2): it had heard nothing for 20" in told["reason"]
+    assert not alive(pid)

@@ -302,6 +302,9 @@ def wrong(options: DictConfig) -> Iterable[Problem]:
         if options[name] not in allowed:
             rule = f"must be one of {', '.join('null' if each is None else each for each in allowed)}"
             yield Problem(key=f"hydra.launcher.{name}", value=options[name], rule=rule)
+    if not 0 < options.keep_days <= 3650:
+        rule = "must be > 0 and <= 3650"
+        yield Problem(key="hydra.launcher.keep_days", value=options.keep_days, rule=rule, nearest="30")
     for name in ("connect_timeout_s", "join_timeout_s"):
         if not 0 < options[name] <= 86400:
             yield Problem(key=f"hydra.launcher.{name}", value=options[name], rule="must be > 0 and <= 86400")

@@ -66,6 +66,8 @@ class Desk:
             task.cancel()
         for process in self._processes.values():
             process.kill()
+        if self._sessions is not None:
+            self._sessions.release()
         with contextlib.suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
         self._ours.close()
@@ -107,6 +109,9 @@ class Desk:
                 assert self._sessions is not None
                 folder = Path(request["folder"])
                 await self._sessions.collect(request["name"], folder, everything=request["everything"])
+            case "close":
+                if self._sessions is not None:
+                    await self._sessions.close()
         return None
 
     async def _open(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,6 +176,9 @@ class DeskSessions:
         await self._ask("collect", name=name, folder=str(folder), everything=everything)
 
     async def close(self) -> None:
+        if self._places:
+            with contextlib.suppress(RunFailed):  # the launcher has ended, and with it all that there was to close
+                await self._ask("close")
         await self.local.close()
         if self._reader is not None:
             self._reader.cancel()

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from hydra_plugins.smolcluster_launcher._bundle import UNPACK, UNPACK_FILES, Parcel, wheel
 from hydra_plugins.smolcluster_launcher._environment import Environment, make, marker, python_of
 from hydra_plugins.smolcluster_launcher._gate import DialedIn, DialedProcess, Gate, address_towards
+from hydra_plugins.smolcluster_launcher._housekeeping import clear, tidy
 from hydra_plugins.smolcluster_launcher._mirror import PACK, Incoming, known_steps
-from hydra_plugins.smolcluster_launcher._preflight import Report, differences, here, obstacles
+from hydra_plugins.smolcluster_launcher._preflight import MIN_PYTHON, Report, differences, here, obstacles
 from hydra_plugins.smolcluster_launcher._ssh import (
     HostFailed,
     Machine,
@@ -29,7 +30,7 @@ from hydra_plugins.smolcluster_launcher._ssh import (
 )
 
 from smolcluster.cluster.session import Say, Session, Sessions, Whereabouts, node_settings
-from smolcluster.errors import RunFailed
+from smolcluster.errors import RunFailed, SmolclusterError
 
 if TYPE_CHECKING:
     from smolcluster.cluster.inventory import Node
@@ -56,6 +57,7 @@ class Options:
     gate_host: str | None = None
     gate_port: int = 0
     join_timeout_s: float = 600.0
+    keep_days: float = 30.0
 
 
 def target_of(name: str, node: Node) -> Target:
@@ -111,6 +113,10 @@ class Remote:
     python: str
     environment: dict[str, str] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
+    uses: list[str] = field(default_factory=list)
+    """Entries of its working folder that must stay while the run lasts."""
+    fetched: bool = False
+    """All that its node has saved is here."""
 
 
 class ClusterSessions:
@@ -124,13 +130,14 @@ class ClusterSessions:
         self._remote: dict[str, Remote] = {}
         self._run = ""
         self._gate: Gate | None = None
+        self._say: Say = lambda name, words: None
 
     async def open(self, names: Sequence[str], run: str, needs: Needs, say: Say) -> None:
         """Reach every machine, look at it and send it what it lacks, before any node starts anywhere.
 
         RunFailed has a line for each machine that cannot be used.
         """
-        self._run = run
+        self._run, self._say = run, say
         far = [name for name in names if not self.spec.cluster.node(name).is_here]
         manual = [name for name in far if self._is_manual(name)]
         if manual:
@@ -182,9 +189,11 @@ class ClusterSessions:
         code = f"code/{wheel().name}"
         wanted = [code, *(f"files/{parcel.name}" for parcel in parcels.values())]
         report = await look(machine, name, node, wanted)
+        if not report.error and report.python >= MIN_PYTHON:
+            report = await tidy(machine, report, wanted, self.options.keep_days, partial(say, name))
         if problems := list(obstacles(report, environment=self.options.env is not None)):
             raise HostFailed("\n".join(f"{name}: {problem}" for problem in problems))
-        remote = Remote(machine=machine, report=report, python=report.executable)
+        remote = Remote(machine=machine, report=report, python=report.executable, uses=wanted)
         sent = await self._send(remote, code, parcels)
         if self.options.env is not None:
             await self._equip(remote, name, node, self.options.env, partial(say, name))
@@ -219,6 +228,7 @@ class ClusterSessions:
         environment = Environment.like_here(tool)
         place = environment.name(remote.report)
         wheelhouse = remote.paths.pop(WHEELHOUSE, None)
+        remote.uses.append(place)
         known = await look(remote.machine, name, node, [marker(place)])
         if known.there:
             remote.python = python_of(known.workdir, place, known.system)
@@ -270,6 +280,7 @@ class ClusterSessions:
             cache=f"{workdir}/cache",
             threads=self.threads(name, remote),
             paths=remote.paths,
+            uses=tuple(remote.uses),
         )
 
     def threads(self, name: str, remote: Remote) -> int:
@@ -287,7 +298,7 @@ class ClusterSessions:
         if remote is None:
             return
         incoming = await asyncio.to_thread(Incoming, folder)
-        whole = False
+        whole = remote.fetched = False
         try:
             argv = [remote.python, "-c", PACK, f"{remote.report.workdir}/runs/{self._run}"]
             argv += [json.dumps(known_steps(folder)), "all" if everything else "checkpoints"]
@@ -297,12 +308,27 @@ class ClusterSessions:
                 raise HostFailed(f"{name}: checkpoints could not be fetched: {done.words}")
         finally:
             await asyncio.to_thread(incoming.finish, whole=whole)
+        remote.fetched = everything
 
     async def close(self) -> None:
-        if self._gate is not None:
-            self._gate.close()
+        """Leave nothing of the run on other machines, but for what could not be fetched."""
+        await asyncio.gather(*(self._leave(name, remote) for name, remote in self._remote.items()))
+        self.release()
         if self.local is not None:
             await self.local.close()
+
+    async def _leave(self, name: str, remote: Remote) -> None:
+        try:
+            kept = await clear(remote.machine, remote.report, self._run, fetched=remote.fetched)
+        except SmolclusterError as error:
+            kept = str(error).removeprefix(f"{name}: ")
+        if kept:
+            self._say(name, f"{remote.report.workdir}/runs/{self._run} is left there: {kept}")
+
+    def release(self) -> None:
+        """Close what machines have dialled in to."""
+        if self._gate is not None:
+            self._gate.close()
 
 
 async def look(machine: Machine | DialedIn, name: str, node: Node, wanted: Sequence[str]) -> Report:
