@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -63,9 +64,10 @@ def test_a_disk_that_takes_no_code_is_told_before_any_node_starts(cluster: Clust
 def test_a_disk_that_takes_no_prepared_data_is_told_with_its_node(cluster: Cluster, tmp_path: Path) -> None:
     host = cluster.hosts["mini3"]
     with host.disk(work(host), "size=1g"):
-        cluster.run(tmp_path / "before", *WORDS, "train.max_steps=2")
+        cluster.run(tmp_path / "before", *WORDS, *GPT, "data.max_bytes=50000", "train.max_steps=2")
         used = host.inside("df", "--output=iused", str(work(host))).split()[-1]
-        host.inside("mount", "-o", f"remount,nr_inodes={int(used) + 6}", str(work(host)))
+        places = 5  # for the run's folder, a pid file, two locks, and a folder that no file fits into
+        host.inside("mount", "-o", f"remount,nr_inodes={int(used) + places}", str(work(host)))
         with cluster.command(tmp_path / "run", *WORDS, *GPT, "train.max_steps=5") as run:
             assert run.finish() == 1
     (line,) = run.stderr.splitlines()
@@ -151,8 +153,9 @@ def test_nothing_of_a_run_is_left_on_the_hosts_but_what_was_not_fetched(cluster:
     assert told["reason"] == (
         f"{work(cluster.hosts['mini1'])}/runs/{left} is left there: its checkpoints could not be fetched"
     )
-    kept = work(cluster.hosts["mini1"]) / "runs" / left / "checkpoints" / "step-3"
-    again = command(tmp_path / "resumed", f"resume={kept}", "train.max_steps=5", "cluster=local", *WORDS)
+    (stuck.run / "checkpoints").unlink()
+    shutil.copytree(work(cluster.hosts["mini1"]) / "runs" / left / "checkpoints", stuck.run / "checkpoints")
+    again = cluster.run(tmp_path / "resumed", f"resume={stuck.run}", "train.max_steps=5", *WORDS)
     assert [line["step"] for line in again.metrics] == [4, 5]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
 WHEELHOUSE = "hydra.launcher.wheelhouse"
 DEFAULT_WORKDIR = "~/.cache/smolcluster"
+ECHO = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
+ECHO_S = 20.0
 CHOOSE = """
 for p in "$@"; do command -v "$p" >/dev/null && exec "$p" - "$0"; done
 echo "there is no Python: tried $*" >&2; exit 127
@@ -220,7 +221,7 @@ class ClusterSessions:
                 sent = Counted(parcel.stream())
                 await self._unpack(remote, UNPACK_FILES, "files", parcel.name, sent)
                 count, size = count + 1, size + sent.num_bytes
-        remote.environment["PYTHONPATH"] = os.pathsep.join(places)
+        remote.environment["PYTHONPATH"] = (";" if report.system == "Windows" else ":").join(places)
         return f"sent {count} bundle(s), {size / 1e6:.1f} MB" if count else "nothing to send"
 
     async def _equip(self, remote: Remote, name: str, node: Node, tool: str, say: Callable[[str], None]) -> None:
@@ -338,7 +339,10 @@ async def look(machine: Machine | DialedIn, name: str, node: Node, wanted: Seque
     script = Path(__file__).with_name("_probe.py").read_bytes()
     if machine.shell != "posix":
         own = machine.python if isinstance(machine, DialedIn) else ""
-        argv = [node.python or own or "python", "-", question]
+        python = node.python or own or "python"
+        if not isinstance(machine, DialedIn):
+            await echoes(machine, python)
+        argv = [python, "-", question]
     else:
         candidates = [node.python] if node.python else [sys.executable, "python3"]
         argv = ["sh", "-c", CHOOSE, question, *candidates]
@@ -350,3 +354,18 @@ async def look(machine: Machine | DialedIn, name: str, node: Node, wanted: Seque
     except ValueError:
         raise HostFailed(f"{name}: {done.words}; set cluster.nodes.{name}.python") from None
     return Report.of(name, answer, sent=sent, received=received)
+
+
+async def echoes(machine: Machine, python: str) -> None:
+    """Make sure that the machine's shell passes on every byte in both directions, as PowerShell often does not."""
+    data = bytes(range(256)) * 64
+    done = await machine.run([python, "-c", ECHO], stdin=[data], silent_s=ECHO_S)
+    if done.code == 0 and done.out == data:
+        return
+    if not done.out:
+        raise HostFailed(f"{machine.name}: {python}: {done.words}; set cluster.nodes.{machine.name}.python")
+    raise HostFailed(
+        f"{machine.name}: its shell ({machine.shell}) changes what programs say and hear; let its SSH server use cmd "
+        "(Remove-ItemProperty HKLM:\\SOFTWARE\\OpenSSH DefaultShell), or set "
+        f"cluster.nodes.{machine.name}.manual=true"
+    )

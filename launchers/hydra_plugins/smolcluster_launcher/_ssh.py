@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from hydra_plugins.smolcluster_launcher._connect import connection_to, hops, why
-from hydra_plugins.smolcluster_launcher._quoting import Shell, command_line
+from hydra_plugins.smolcluster_launcher._quoting import Shell, command_line, preamble
 
 from smolcluster.cluster.session import Pipes, pipe_reader, pipe_writer
 from smolcluster.errors import RunFailed
@@ -53,7 +54,6 @@ class Target:
     port: int | None = None
     identity: str | None = None
     jump: str | None = None
-    shell: Shell = "posix"
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -89,15 +89,13 @@ class Machine:
         self.target, self.connect_timeout_s = target, connect_timeout_s
         self._threads = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix=f"ssh {target.name}")
         self._connection: Connection | None = None
+        self.shell: Shell = "posix"
+        """Known once it is connected."""
         self._opening = threading.Lock()  # jobs one after another have an event loop each
 
     @property
     def name(self) -> str:
         return self.target.name
-
-    @property
-    def shell(self) -> Shell:
-        return self.target.shell
 
     @property
     def connected(self) -> bool:
@@ -110,7 +108,13 @@ class Machine:
     def _open_once(self) -> None:
         with self._opening:
             if not self.connected:
-                self._connection = self._open()
+                connection = self._open()
+                try:
+                    self.shell = self._shell_of(connection)
+                except HostFailed:
+                    _close(connection)
+                    raise
+                self._connection = connection
 
     async def run(
         self,
@@ -122,8 +126,9 @@ class Machine:
     ) -> Done:
         """Run a command to its end. ``stdin`` is sent piece by piece; ``out`` is given the output as it comes, else it
         is in the answer. HostFailed when nothing has moved in either direction for ``silent_s``."""
-        channel = await self._channel(command_line(argv, shell=self.target.shell))
+        channel = await self._channel(lambda: command_line(argv, shell=self.shell))
         channel.settimeout(silent_s)
+        stdin = itertools.chain([preamble(argv, shell=self.shell)], stdin)
         talk = _Talk(channel, out)
         try:
             return await self._wait(lambda: talk.run(stdin))
@@ -142,8 +147,13 @@ class Machine:
         environment: Mapping[str, str],
     ) -> RemoteProcess:
         """Start a process whose standard streams end in these descriptors."""
-        line = command_line(argv, shell=self.target.shell, directory=directory, environment=environment)
-        return RemoteProcess(self, await self._channel(line), descriptors, on_end)
+
+        def line() -> str:
+            return command_line(argv, shell=self.shell, directory=directory, environment=environment)
+
+        channel = await self._channel(line)
+        first = preamble(argv, shell=self.shell, directory=directory, environment=environment)
+        return RemoteProcess(self, channel, descriptors, on_end, first)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -156,17 +166,20 @@ class Machine:
     async def _wait(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def _channel(self, line: str) -> Channel:
+    async def _channel(self, line: Callable[[], str]) -> Channel:
+        """Run a line, made when it is known for what shell."""
         await self.open()
         connection = self._connection
         assert connection is not None
+
+        words = line()
 
         def begin() -> Channel:
             from paramiko import SSHException
 
             try:
                 channel = connection.transport.open_session(timeout=self.connect_timeout_s)
-                channel.exec_command(line)
+                channel.exec_command(words)
             except (SSHException, OSError, EOFError) as error:
                 raise HostFailed(
                     f"{self.name}: the SSH connection to {self._where(connection)} broke: {error}"
@@ -189,6 +202,24 @@ class Machine:
                 raise HostFailed(f"{self.name}: {on_the_way}{reason}") from None
             hop.transport.set_keepalive(KEEPALIVE_S)
         return connection
+
+    def _shell_of(self, connection: Connection) -> Shell:
+        """What the machine gives command lines to. The server's name tells Windows, and a line that only cmd expands
+        tells cmd from PowerShell."""
+        if "windows" not in str(connection.transport.remote_version).lower():
+            return "posix"
+        channel = connection.transport.open_session(timeout=self.connect_timeout_s)
+        try:
+            channel.settimeout(self.connect_timeout_s)
+            channel.exec_command("echo %OS%")
+            channel.shutdown_write()
+            said = b"".join(iter(lambda: channel.recv(1 << 10), b""))
+        except (OSError, EOFError) as error:
+            reason = f"{self._where(connection)} runs no command: {str(error) or 'it says nothing'}"
+            raise HostFailed(f"{self.name}: {reason}") from None
+        finally:
+            channel.close()
+        return "cmd" if b"Windows_NT" in said else "powershell"
 
     def _where(self, connection: Connection) -> str:
         return f"{connection.user}@{connection.host}:{connection.port}"
@@ -257,8 +288,8 @@ class RemoteProcess:
 
     A thread for each stream moves the bytes. They block where nobody reads, so that a slow reader holds up the
     process over there, and nothing piles up. ``descriptors`` are what the process would have as 0, 1 and 2 here; they
-    are closed at the end of each stream. ``on_end`` is called in the event loop, once, with the exit code and with
-    how it ended.
+    are closed at the end of each stream. ``first`` is sent before anything else. ``on_end`` is called in the event
+    loop, once, with the exit code and with how it ended.
     """
 
     def __init__(
@@ -267,8 +298,9 @@ class RemoteProcess:
         channel: Channel,
         descriptors: tuple[int, int, int],
         on_end: Callable[[int, str], None],
+        first: bytes = b"",
     ) -> None:
-        self.machine, self.pid = machine, 0
+        self.machine, self.pid, self._first = machine, 0, first
         self._channel, self._on_end = channel, on_end
         self._stdin, self._stdout, self._stderr = descriptors
         self._loop = asyncio.get_running_loop()
@@ -286,7 +318,7 @@ class RemoteProcess:
         how = "killed"
         try:
             async with asyncio.timeout(KILL_S):
-                await self.machine.run(kill_command(self.pid, self.machine.target.shell))
+                await self.machine.run(kill_command(self.pid, self.machine.shell))
                 await self._ended.wait()
         except (TimeoutError, RunFailed):
             how = f"{self.machine.name} does not answer any more"
@@ -318,6 +350,7 @@ class RemoteProcess:
 
     def _feed(self) -> None:
         with contextlib.suppress(OSError, EOFError):  # it has ended, or the connection is lost: the reader notices
+            self._channel.sendall(self._first)
             while data := os.read(self._stdin, 1 << 16):
                 self._channel.sendall(data)
             self._channel.shutdown_write()
@@ -420,4 +453,4 @@ async def first_word(session: Talking, name: str, within_s: float) -> int:
 
 def kill_command(pid: int, shell: Shell) -> list[str]:
     """What ends process ``pid`` on its machine."""
-    return ["taskkill", "/F", "/T", "/PID", str(pid)] if shell == "powershell" else ["kill", "-KILL", str(pid)]
+    return ["kill", "-KILL", str(pid)] if shell == "posix" else ["taskkill", "/F", "/T", "/PID", str(pid)]
