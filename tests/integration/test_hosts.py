@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -129,6 +133,54 @@ def test_a_rerun_is_the_same_whatever_conf_says_by_then(cluster: Cluster, tmp_pa
     assert again.summary["rerun"] == {"of": str(first.run), "identical": True}
     other = cluster.run(tmp_path / "other", *words)
     assert other.summary["digest"] != first.summary["digest"]
+
+
+ODD = """
+import importlib.metadata, time
+now, version = time.time, importlib.metadata.version
+time.time = lambda: now() + 7200
+importlib.metadata.version = lambda name: "0.1" if name == "transformers" else version(name)
+"""
+
+
+def test_a_machine_that_differs_is_shown_and_takes_part(cluster: Cluster, tmp_path: Path) -> None:
+    """Its clock is two hours ahead, and it has another version of a package that this run does not need."""
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "sitecustomize.py").write_text(ODD)
+    python = odd / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{odd}:$PYTHONPATH" exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    cluster.write("odd", {}, {"mini3": {"python": str(python)}})
+    run = cluster.run(tmp_path / "run", *WORDS, "train.max_steps=3", cluster="odd")
+    told = [event["reason"] for event in run.journal("prepared") if event["peer"] == "not the same everywhere"]
+    here = importlib.metadata.version("transformers")
+    assert f"transformers: {here} (here, mini1, mini2), 0.1 (mini3)" in told
+    assert any(re.fullmatch(r"clock of mini3: \+7(19\d|20\d) s", line) for line in told), told
+    plain = cluster.run(tmp_path / "plain", *WORDS, "train.max_steps=3")
+    assert run.summary["digest"] == plain.summary["digest"]
+
+
+def old_python() -> str:
+    """A Python that is too old for us, where there is one."""
+    for name in ("python3.10", "python3.9", "python3.8", "python3.7"):
+        found = shutil.which(name)
+        if found and subprocess.run([found, "-c", "1"], capture_output=True, check=False).returncode == 0:
+            return found
+    return ""
+
+
+@pytest.mark.skipif(not old_python(), reason="there is no Python between 3.7 and 3.10 to try it with")
+def test_a_machine_with_an_old_python_is_told(cluster: Cluster, tmp_path: Path) -> None:
+    python = old_python()
+    cluster.write("old", {}, {"mini2": {"python": python}})
+    with cluster.command(tmp_path / "run", *WORDS, cluster="old") as run:
+        assert run.finish() == 1
+    (line,) = run.stderr.splitlines()
+    assert re.fullmatch(
+        r"smolcluster: mini2: \S+ is Python 3\.\d+\.\d+, 3.11 is needed; set cluster.nodes.mini2.python", line
+    )
+    assert not run.journal("started")
 
 
 def runs(host: Host) -> list[str]:
