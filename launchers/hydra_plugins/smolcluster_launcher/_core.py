@@ -298,6 +298,9 @@ def wrong(options: DictConfig) -> Iterable[Problem]:
     if not 1 <= count <= MAX_CONCURRENT:
         rule = f"must be >= 1 and <= {MAX_CONCURRENT}"
         yield Problem(key="hydra.launcher.max_concurrent", value=count, rule=rule, nearest="1")
+    if sys.platform == "win32" and count > 1:
+        rule = "must be 1 on Windows: jobs side by side share connections in a way that it does not have"
+        yield Problem(key="hydra.launcher.max_concurrent", value=count, rule=rule, nearest="1")
     for name, allowed in (("session", ("ssh", "manual")), ("env", (None, "venv", "uv"))):
         if options[name] not in allowed:
             rule = f"must be one of {', '.join('null' if each is None else each for each in allowed)}"

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
 from hydra_plugins.smolcluster_launcher._ssh import Ending, first_word
 
-from smolcluster.cluster.session import Pipes, Say, Session, Sessions, Whereabouts, pipe_reader, pipe_writer
+from smolcluster.cluster.pipes import pipe_reader, pipe_writer
+from smolcluster.cluster.session import Pipes, Say, Session, Sessions, Whereabouts
 from smolcluster.errors import RunFailed, SmolclusterError
 from smolcluster.node.forkserver import Requests
 from smolcluster.spec.build import build

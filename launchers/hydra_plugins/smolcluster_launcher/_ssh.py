@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 from hydra_plugins.smolcluster_launcher._connect import connection_to, hops, why
 from hydra_plugins.smolcluster_launcher._quoting import Shell, command_line, preamble
 
-from smolcluster.cluster.session import Pipes, pipe_reader, pipe_writer
+from smolcluster.cluster.pipes import pipe_reader, pipe_writer
+from smolcluster.cluster.session import Pipes
 from smolcluster.errors import RunFailed
 
 if TYPE_CHECKING:
