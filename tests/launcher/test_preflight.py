@@ -45,6 +45,7 @@ def test_this_machine_is_fit(report: Report, tmp_path: Path) -> None:
         ("session=telnet", "must be one of ssh, manual"),
         ("env=conda", "must be one of null, venv, uv"),
         ("gate_port=70000", "must be >= 0 and <= 65535"),
+        ("connect_timeout_s=601.0", "must be > 0 and <= 600"),
         ("join_timeout_s=0.0", "must be > 0 and <= 86400"),
     ],
 )

@@ -79,6 +79,7 @@ def test_what_nobody_has_used_for_long_goes_and_all_else_stays(tmp_path: Path) -
     assert answer["removed"] == 2
     assert answer["ended"] == []
     assert answer["free_bytes"] > 0
+    assert answer["there"] == ["files/asked"]
     assert [path.exists() for path in (old, cut)] == [False, False]
     assert all(path.exists() for path in (asked_for, running, fresh, arriving, foreign))
     assert time.time() - asked_for.stat().st_mtime < 60, "it is used now"

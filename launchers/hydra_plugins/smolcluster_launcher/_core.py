@@ -308,9 +308,9 @@ def wrong(options: DictConfig) -> Iterable[Problem]:
     if not 0 < options.keep_days <= 3650:
         rule = "must be > 0 and <= 3650"
         yield Problem(key="hydra.launcher.keep_days", value=options.keep_days, rule=rule, nearest="30")
-    for name in ("connect_timeout_s", "join_timeout_s"):
-        if not 0 < options[name] <= 86400:
-            yield Problem(key=f"hydra.launcher.{name}", value=options[name], rule="must be > 0 and <= 86400")
+    for name, most in (("connect_timeout_s", 600), ("join_timeout_s", 86400)):
+        if not 0 < options[name] <= most:
+            yield Problem(key=f"hydra.launcher.{name}", value=options[name], rule=f"must be > 0 and <= {most}")
     if not 0 <= options.gate_port <= 65535:
         rule = "must be >= 0 and <= 65535"
         yield Problem(key="hydra.launcher.gate_port", value=options.gate_port, rule=rule, nearest="0")

@@ -31,6 +31,9 @@ from smolcluster.spec.needs import Needs, needs_of
 if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
 
+CLOSE_S = 15.0
+"""Longest time that the launcher may take to leave the machines of a run."""
+
 
 class Desk:
     """The launcher's end: serves one lead. Requests are read in a thread and answered in the event loop."""
@@ -178,8 +181,9 @@ class DeskSessions:
 
     async def close(self) -> None:
         if self._places:
-            with contextlib.suppress(RunFailed):  # the launcher has ended, and with it all that there was to close
-                await self._ask("close")
+            with contextlib.suppress(RunFailed, TimeoutError):  # it has ended, or a machine does not answer it
+                async with asyncio.timeout(CLOSE_S):
+                    await self._ask("close")
         await self.local.close()
         if self._reader is not None:
             self._reader.cancel()

@@ -24,7 +24,7 @@ async def tidy(
 ) -> Report:
     """Before a run: end the nodes of dead runs, remove what was not used for ``keep_days``; ``uses`` stays.
 
-    Returns the report with the room that there is then. ``say`` is told what was ended or removed.
+    Returns the report with the room and the entries that there are then. ``say`` is told what was ended or removed.
     """
     request = {"do": "begin", "workdir": report.workdir, "uses": list(uses), "keep_s": keep_days * DAY_S}
     answer = await _ask(machine, report, request)
@@ -35,7 +35,7 @@ async def tidy(
         say(f"{what} cannot be ended: {failed}; {heard}" if failed else f"has ended {what}: {heard}")
     if answer["removed"]:
         say(f"removed {answer['removed']} bundles that were not used for {keep_days:g} days")
-    return replace(report, free_bytes=answer["free_bytes"])
+    return replace(report, free_bytes=answer["free_bytes"], there=frozenset(answer["there"]))
 
 
 async def clear(machine: Machine | DialedIn, report: Report, run: str, *, fetched: bool) -> str:
@@ -48,13 +48,16 @@ async def clear(machine: Machine | DialedIn, report: Report, run: str, *, fetche
         raise HostFailed(f"{report.name}: the connection is lost")
     try:
         async with asyncio.timeout(CLEAR_S):
-            return str((await _ask(machine, report, request))["kept"])
+            return str((await _ask(machine, report, request, CLEAR_S))["kept"])
     except TimeoutError:
         raise HostFailed(f"{report.name}: it does not answer within {CLEAR_S:g} s") from None
 
 
-async def _ask(machine: Machine | DialedIn, report: Report, request: dict[str, Any]) -> dict[str, Any]:
-    done = await machine.run([report.executable, "-", json.dumps(request)], stdin=[SCRIPT.read_bytes()])
+async def _ask(
+    machine: Machine | DialedIn, report: Report, request: dict[str, Any], silent_s: float = 60.0
+) -> dict[str, Any]:
+    argv = [report.executable, "-", json.dumps(request)]
+    done = await machine.run(argv, stdin=[SCRIPT.read_bytes()], silent_s=silent_s)
     try:
         answer: dict[str, Any] = json.loads(done.out)
     except ValueError:

@@ -106,7 +106,8 @@ def begin(request):
         if os.path.isdir(os.path.join(workdir, name)):
             os.utime(os.path.join(workdir, name))
     removed = prune(workdir, used, request["keep_s"])
-    return {"ended": ended, "removed": removed, "free_bytes": shutil.disk_usage(workdir).free}
+    there = [name for name in request["uses"] if os.path.isdir(os.path.join(workdir, name))]
+    return {"ended": ended, "removed": removed, "there": there, "free_bytes": shutil.disk_usage(workdir).free}
 
 
 def finish(request):
