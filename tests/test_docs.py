@@ -186,7 +186,7 @@ def run(folder: Path, *words: str, code: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT / "launchers")])},
         capture_output=True,
         text=True,
         timeout=120,

@@ -49,6 +49,9 @@ class DDP(Algorithm):
         if spec.choices.get("comms") == "memory":
             rule = "torch.distributed needs a process per node: use comms=tcp with algo=ddp"
             yield Problem(key="comms", value="memory", rule=rule, nearest="tcp")
+        for name in spec.cluster.scattered:
+            rule = "algo=ddp needs one network that all workers are on: torch's sockets pass nothing on"
+            yield Problem(key=f"cluster.nodes.{name}.addresses", value=name, rule=rule, nearest="algo=syncps")
 
     def batches_per_step(self, num_workers: int) -> int:
         return num_workers

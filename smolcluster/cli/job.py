@@ -49,8 +49,9 @@ def _run(config: DictConfig) -> float | None:
         raise ConfigError([Problem(key="hydra.sweep.dir", value=folder, rule=rule)])
     place = Place(folder=folder, overrides=overrides, number=int(hydra.job.num))
     gathering = jobs.current.get()
-    if gathering is not None and gathering.total > 1:
-        tell(f"\nrun {place.number}, {place.number + 1} of {gathering.total}: {' '.join(place.overrides)}", sys.stdout)
+    if gathering is not None and gathering.total != 1:
+        count = "" if gathering.total is None else f", {place.number + 1} of {gathering.total}"
+        tell(f"\nrun {place.number}{count}: {' '.join(place.overrides)}", sys.stdout)
     result = spec.pipeline.run(spec, place)
     jobs.note(
         jobs.Finished(

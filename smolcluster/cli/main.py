@@ -13,7 +13,7 @@ import smolcluster
 from smolcluster.cli import earlier
 from smolcluster.cli.streams import tell
 from smolcluster.cli.words import rewrite
-from smolcluster.errors import ConfigError, Problem, SmolclusterError
+from smolcluster.errors import ConfigError, Problem, RunFailed, SmolclusterError
 
 if TYPE_CHECKING:
     from smolcluster.pipeline.jobs import Jobs
@@ -60,19 +60,27 @@ def _main(words: list[str]) -> int:
     from smolcluster.cli.job import JobFailed
     from smolcluster.pipeline.job import preflight
     from smolcluster.pipeline.jobs import gathered
-    from smolcluster.spec.compose import validate_jobs
+    from smolcluster.spec.compose import sweeper_of, validate_jobs
+    from smolcluster.spec.sweeper import BASIC, completed
 
     specs = validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd")), here=True)
     for spec in specs:
         preflight(spec)
-    code = 0
-    with gathered(len(specs)) as jobs:
+    code, sweeper = 0, sweeper_of(overrides)
+    with gathered(len(specs) if sweeper == BASIC else None) as jobs:
         try:
-            _start([*flags, *overrides])
+            if sweeper == BASIC:
+                _start([*flags, *overrides])
+            else:
+                _search([*flags, *completed(overrides, sweeper)], sweeper, jobs)
         except KeyboardInterrupt:
             code = 130
         except JobFailed:  # told already, and among the finished
             code = 1
+        except SmolclusterError as error:
+            if len(jobs.finished) < 2:
+                raise
+            code = error.exit_code  # among the finished, with its reason
     return max(_conclude(jobs), code)
 
 
@@ -111,6 +119,18 @@ def _start(words: list[str]) -> None:
         raise unwritable(error.filename or "outputs", error) from None
 
 
+def _search(words: list[str], sweeper: str, jobs: Jobs) -> None:
+    """The same with a sweeper that is not Hydra's own: what it raises is told in its name, in one line."""
+    try:
+        _start(words)
+    except (SmolclusterError, OSError):
+        raise
+    except Exception as error:  # whatever another maker's sweeper raises
+        if not any(job.exit_code == 0 for job in jobs.finished) and jobs.finished:
+            return  # it has found no metric: every run has failed, and that is told of each
+        raise RunFailed(f"hydra/sweeper={sweeper}: {type(error).__name__}: {error}") from error
+
+
 def _show(words: Sequence[str]) -> int:
     """Let Hydra show what it is asked for. What cannot be composed is explained as it is before a run."""
     from hydra.errors import HydraException
@@ -138,6 +158,9 @@ def _conclude(jobs: Jobs) -> int:
     folder = finished[0].folder if jobs.total == 1 else finished[0].folder.parent
     if len(finished) > 1:
         rows = [job.row for job in finished]
+        for job in finished:
+            if job.reason:
+                tell(f"smolcluster: run {job.number}: {job.reason}", sys.stderr)
         with suppress(OSError):  # whoever read the output has gone
             show(sys.stdout, comparison_table(rows))
         _write_comparison(folder, rows)
@@ -147,8 +170,10 @@ def _conclude(jobs: Jobs) -> int:
 
 
 def _write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from smolcluster.tracking.comparison import write
+    from smolcluster.tracking.comparison import best_of, compared, in_words_of, write
 
+    if (best := best_of(compared(rows))) is not None:
+        tell(f"best: {in_words_of(best)}", sys.stdout)
     try:
         files = write(folder, rows)
     except OSError as error:

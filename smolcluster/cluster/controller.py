@@ -309,16 +309,22 @@ class Controller:
             "members": [dataclasses.asdict(by_name[name]) for name in names],
             "credentials": [dataclasses.asdict(self.authority.issue(name, joined)) for name in names],
             "roster": [dataclasses.asdict(member) for member in self.roster],
-            "host": self.spec.cluster.node(names[0]).host,
+            "host": self._host_of(names[0]),
             "listens_on": routes.listens_on(self.spec.cluster.node(names[0])),
             "links": self.job.links(self.spec),
             "relays": sorted(self._relays_of(names[0])),
             "folder": place.folder,
             "cache": place.cache,
             "threads": place.threads,
+            "uses": place.uses,
             "resume": place.paths.get("resume", self.job.resume),
             "purpose": self.job.purpose,
         }
+
+    def _host_of(self, name: str) -> str:
+        """Where the others reach a node, as far as one address can say that."""
+        names = [member.name for member in self.roster]
+        return routes.common_address(self.spec.cluster, name, names) or self.spec.cluster.node(name).host
 
     def _relays_of(self, name: str) -> dict[str, str]:
         cluster = self.spec.cluster

@@ -127,6 +127,15 @@ class Cluster:
     def node(self, name: str) -> Node:
         return Node(host=LOOPBACK) if self.nodes is None else self.nodes[name]
 
+    @property
+    def scattered(self) -> list[str]:
+        """The workers that the other workers do not all reach at one address."""
+        try:
+            names = [name for name in self.worker_names if self.nodes and name in self.nodes]
+            return [name for name in names if routes.common_address(self, name, names) is None]
+        except ValueError:  # an address that is none, which is told elsewhere
+            return []
+
     def port_of(self, name: str) -> int:
         own = self.node(name).port
         return self.port if own is None else own

@@ -86,6 +86,15 @@ def route(cluster: Cluster, source: str, target: str) -> Route:
     return Route(None, "", f"{source} and {target} are on no common network, and no node is on one with each of them")
 
 
+def common_address(cluster: Cluster, name: str, others: Iterable[str]) -> str | None:
+    """The one address at which all ``others`` reach ``name`` directly; None where there is none.
+
+    For programs that know of one address for each node, as torch does.
+    """
+    found = {shared(cluster.node(other), cluster.node(name)) for other in others if other != name}
+    return found.pop() if len(found) == 1 else (cluster.node(name).host if not found else None)
+
+
 def relays(cluster: Cluster, name: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """For which nodes ``name`` has to pass bytes on, and where it reaches each of them."""
     found = {}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from smolcluster.cluster.pipes import MAX_BUFFERED_BYTES, pipe_reader, pipe_writer
 from smolcluster.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from smolcluster.spec.needs import Needs
     from smolcluster.spec.run import RunSpec
 
-MAX_EVENT_BYTES = 16 << 20
+MAX_EVENT_BYTES = MAX_BUFFERED_BYTES
 """Longest line that a node may send."""
 FORK_SERVER = "the process that nodes of this machine are forked from"
 
@@ -75,6 +76,8 @@ class Whereabouts:
     cache: str
     threads: int
     paths: Mapping[str, str]
+    uses: Sequence[str] | None = None
+    """What must stay on that machine while the node runs; it then leaves a pid file. None: it leaves none."""
 
 
 class Check(NamedTuple):
@@ -388,24 +391,6 @@ class LocalForks(OnThisMachine):
         await self._reader
         if self._writer is not None:
             self._writer.close()
-
-
-async def pipe_writer(descriptor: int) -> asyncio.StreamWriter:
-    """The writing end of a pipe, in the event loop."""
-    loop = asyncio.get_running_loop()
-    transport, protocol = await loop.connect_write_pipe(
-        lambda: asyncio.streams.FlowControlMixin(loop=loop), os.fdopen(descriptor, "wb", buffering=0)
-    )
-    return asyncio.StreamWriter(transport, protocol, None, loop)
-
-
-async def pipe_reader(descriptor: int) -> asyncio.StreamReader:
-    """The reading end of a pipe, in the event loop."""
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=MAX_EVENT_BYTES, loop=loop)
-    pipe = os.fdopen(descriptor, "rb", buffering=0)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader, loop=loop), pipe)
-    return reader
 
 
 def local_sessions(threads: int) -> Sessions:

@@ -196,7 +196,8 @@ def _write(tokenizer: Any, folder: Path) -> None:
         "eos_token": END,
         "clean_up_tokenization_spaces": False,
     }
-    tokenizer.save(str(folder / FILES[0]))
+    # written here: where the disk is full, its own save raises what is no OSError
+    (folder / FILES[0]).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     (folder / FILES[1]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -26,6 +26,7 @@ from smolcluster.errors import Interrupted, RunFailed, SmolclusterError
 from smolcluster.node.control import Commands, leave_after
 from smolcluster.node.hardware import peak_rss_bytes, rss_bytes
 from smolcluster.node.journal import NodeJournal, wire
+from smolcluster.node.presence import Presence
 from smolcluster.node.relay import Relay
 from smolcluster.ports import AlgorithmState, Member, Reporter, Role, View
 from smolcluster.spec.build import build
@@ -65,6 +66,8 @@ class Start:
     threads: int
     resume: str | None
     purpose: str
+    uses: tuple[str, ...] | None = None
+    """What it uses of its machine's working folder, for its pid file; None: there shall be none."""
 
     @classmethod
     def from_command(cls, command: Mapping[str, Any]) -> Start:
@@ -83,6 +86,7 @@ class Start:
             threads=command["threads"],
             resume=command["resume"],
             purpose=command["purpose"],
+            uses=None if command["uses"] is None else tuple(command["uses"]),
         )
 
 
@@ -101,6 +105,10 @@ class NodeProcess:
         self.stopping: str | None = None
         self.relays = {target: Relay() for target in start.relays}
         self._view: Mapping[str, Any] | None = None
+        self._presence = None
+        if start.uses is not None:
+            limit = start.spec.cluster.silence_limit_s
+            self._presence = Presence(start.folder, start.members[0].name, start.uses, limit)
 
     @property
     def step(self) -> int | None:
@@ -109,6 +117,15 @@ class NodeProcess:
 
     async def run(self) -> int:
         """Run all nodes to their end; returns the exit code."""
+        if self._presence is None:
+            return await self._run()
+        self._presence.open()
+        try:
+            return await self._run()
+        finally:
+            self._presence.close()
+
+    async def _run(self) -> int:
         start, loop = self.start, asyncio.get_running_loop()
         self.commands.listen(loop, self.take, start.spec.cluster.silence_limit_s)
         host = start.listens_on
@@ -155,6 +172,8 @@ class NodeProcess:
 
     def take(self, command: Mapping[str, Any]) -> None:
         """A command from the controller; runs in the event loop."""
+        if self._presence is not None:
+            self._presence.heard()
         match command["op"]:
             case "view":
                 for target, where in (command.get("relays") or {}).items():

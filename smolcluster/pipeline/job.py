@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +83,7 @@ def conduct(
             name=member.name,
             role=member.role,
             rank=member.rank,
-            host=os.uname().nodename if spec.cluster.nodes is None else member.name,
+            host=platform.node() if spec.cluster.nodes is None else member.name,
             device=spec.cluster.node(member.name).device,
         )
         for member in members
@@ -125,13 +127,29 @@ def conduct(
 
 async def _control(spec: RunSpec, job: Job, on_event: Any) -> Outcome:
     controller = Controller(spec, job, sessions_for(spec, job.threads), on_event)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, controller.interrupt)
-    try:
+    with heeded(controller.interrupt):
         return await controller.run()
+
+
+@contextmanager
+def heeded(interrupt: Callable[[], None]) -> Iterator[None]:
+    """While it lasts, Ctrl-C and SIGTERM call ``interrupt`` in the event loop."""
+    loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, interrupt)
+    except NotImplementedError:  # on Windows
+        before = [signal.signal(number, lambda *_: loop.call_soon_threadsafe(interrupt)) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+        return
+    try:
+        yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 

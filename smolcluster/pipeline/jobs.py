@@ -15,7 +15,10 @@ EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 130}
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A job that has ended. ``summary`` is its ``summary.json``, empty where it did not get that far."""
+    """A job that has ended. ``summary`` is its ``summary.json``, empty where it did not get that far.
+
+    ``reason`` says why it failed, where that has not been told yet.
+    """
 
     number: int
     folder: Path
@@ -44,9 +47,9 @@ class Finished:
 
 @dataclass
 class Jobs:
-    """``total`` is how many there will be, as far as is known."""
+    """``total`` is how many there will be; None where a sweeper decides that as it goes."""
 
-    total: int
+    total: int | None
     finished: list[Finished] = field(default_factory=list)
 
     def add(self, job: Finished) -> None:
@@ -63,7 +66,7 @@ current: ContextVar[Jobs | None] = ContextVar("jobs", default=None)
 
 
 @contextmanager
-def gathered(total: int) -> Iterator[Jobs]:
+def gathered(total: int | None) -> Iterator[Jobs]:
     """While it lasts, jobs that end are noted."""
     jobs = Jobs(total)
     token = current.set(jobs)

@@ -20,12 +20,13 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from smolcluster.errors import ConfigError, Problem
+from smolcluster.spec import sweeper
 from smolcluster.spec.build import component_class, conf_dir, groups
 from smolcluster.spec.rerun import repeated
 from smolcluster.spec.run import RunSpec
@@ -33,7 +34,7 @@ from smolcluster.spec.schema import TARGET, closest, hints
 from smolcluster.spec.validate import validated
 
 CONFIG_NAME = "config"
-__all__ = ["CONFIG_NAME", "conf_dir", "spec_of", "validate_jobs"]
+__all__ = ["CONFIG_NAME", "conf_dir", "spec_of", "sweeper_of", "validate_jobs"]
 
 
 class Composed(NamedTuple):
@@ -46,13 +47,16 @@ class Composed(NamedTuple):
 def validate_jobs(words: Sequence[str], config_dir: str | None, *, here: bool = False) -> list[RunSpec]:
     """The spec of every job that these overrides ask for; ConfigError with all that is wrong in any of them.
 
+    Of a sweeper that chooses by itself the jobs are not known yet: the specs are those at the ends of its space.
     ``here``: for running them on this machine, where what they need must be, too.
     """
     problems: list[Problem] = []
     specs = []
     with _hydra(config_dir):
-        parsed = [_parse(word, problems) for word in words]
-        for job in _jobs([override for override in parsed if override is not None]):
+        parsed = [override for word in words if (override := _parse(word, problems)) is not None]
+        name = _sweeper(parsed, problems)
+        swept = [override for override in parsed if _is_sweepable(override, name, problems)]
+        for job in _jobs(swept) if name == sweeper.BASIC else _ends(swept):
             composed = _compose(job)
             try:
                 config = repeated(composed.config, [str(override.input_line) for override in job])
@@ -87,9 +91,43 @@ def _hydra(config_dir: str | None) -> Iterator[None]:
         GlobalHydra.instance().clear()
 
 
+def sweeper_of(words: Sequence[str]) -> str:
+    """Name of the sweeper that chooses the jobs.
+
+    >>> sweeper_of(["optim.lr=1,2"]), sweeper_of(["hydra/sweeper=optuna", "seed=1"])
+    ('basic', 'optuna')
+    """
+    chosen = [value for key, _, value in (word.partition("=") for word in words) if key.lstrip("+") == sweeper.GROUP]
+    return chosen[-1] if chosen else sweeper.BASIC
+
+
+def _sweeper(overrides: Sequence[Override], problems: list[Problem]) -> str:
+    """The same, and what is wrong with it or with what it is told."""
+    loader = GlobalHydra.instance().config_loader()
+    name = sweeper_of([str(override.input_line) for override in overrides])
+    problem = sweeper.unusable(name, loader.get_group_options(sweeper.GROUP, ObjectType.CONFIG))
+    if problem is not None:
+        problems.append(problem)
+        return name
+    words = [str(each.input_line) for each in overrides if each.key_or_group.startswith((sweeper.GROUP, "hydra."))]
+    own = sweeper.completed(words, name)
+    try:
+        settings = compose(CONFIG_NAME, own, return_hydra_config=True).hydra.sweeper
+        plain = OmegaConf.to_container(settings, resolve=True, enum_to_str=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        rule = f"cannot be composed: {'; '.join(str(error).splitlines()[:2])}"
+        problems.append(Problem(key="hydra", value=" ".join(words), rule=rule))
+    else:
+        assert isinstance(plain, dict)
+        problems.extend(sweeper.mistakes(name, {str(key): value for key, value in plain.items()}))
+    return name
+
+
 def _parse(word: str, problems: list[Problem]) -> Override | None:
     try:
-        return OverridesParser.create().parse_override(word)
+        override = OverridesParser.create().parse_override(word)
+        override.config_loader = GlobalHydra.instance().config_loader()  # which glob(...) asks for the options
+        return override
     except HydraException as error:
         first = str(error).splitlines()[0] if str(error) else "cannot be read"
         rule = f"is not an override: {first}"
@@ -98,20 +136,50 @@ def _parse(word: str, problems: list[Problem]) -> Override | None:
 
 
 def _jobs(overrides: Sequence[Override]) -> Iterator[list[Override]]:
-    """The overrides of each job: the product of what is swept, as Hydra's basic sweeper makes it.
+    """The overrides of each job: the product of what is swept, as Hydra's basic sweeper makes it."""
+    yield from map(list, itertools.product(*(_values(override) for override in overrides)))
 
-    What another sweeper would choose (an interval, a tag) cannot be known here; it is left out.
-    """
-    choices: list[list[Override]] = []
-    for override in overrides:
-        if not override.is_sweep_override():
-            choices.append([override])
-        elif override.is_discrete_sweep():
-            key = override.get_key_element()
-            values = override.sweep_string_iterator()
-            parsed = (OverridesParser.create().parse_override(f"{key}={value}") for value in values)
-            choices.append(list(parsed))
-    yield from map(list, itertools.product(*choices))
+
+def _ends(overrides: Sequence[Override]) -> Iterator[list[Override]]:
+    """Jobs at the ends of the space that a sweeper searches: every value and end occurs, not every combination."""
+    choices = [_values(override) for override in overrides]
+    choices = [
+        [values[0], values[-1]] if override.is_range_sweep() else values
+        for override, values in zip(overrides, choices, strict=True)
+    ]
+    first = [values[0] for values in choices]
+    yield first
+    for place, values in enumerate(choices):
+        for value in values[1:]:
+            yield [*first[:place], value, *first[place + 1 :]]
+
+
+def _values(override: Override) -> list[Override]:
+    """The values that an override stands for; of an interval its two ends."""
+    if not override.is_sweep_override():
+        return [override]
+    space = override.value()
+    found = (space.start, space.end) if isinstance(space, IntervalSweep) else override.sweep_string_iterator()
+    key = override.get_key_element()
+    return [OverridesParser.create().parse_override(f"{key}={value}") for value in found]
+
+
+def _is_sweepable(override: Override, name: str, problems: list[Problem]) -> bool:
+    """Whether the sweeper of that name can take what is to be tried of this key; says why not."""
+    if not override.is_sweep_override():
+        return True
+    rule, nearest = "", ""
+    if name == sweeper.BASIC and override.is_interval_sweep():
+        rule, nearest = "is a space to search, which hydra/sweeper=optuna does", f"{override.key_or_group}=1e-3,1e-2"
+    elif name != sweeper.BASIC and override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        rule = f"hydra/sweeper={name} takes no glob(...)"
+        nearest = f"choice({','.join(str(each.value()) for each in _values(override))})"
+    elif not _values(override):
+        rule = "stands for no value at all"
+    if rule:
+        value = str(override.input_line).partition("=")[2]
+        problems.append(Problem(key=override.key_or_group, value=value, rule=rule, nearest=nearest))
+    return not rule
 
 
 def _compose(overrides: Sequence[Override]) -> Composed:

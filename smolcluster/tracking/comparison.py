@@ -103,7 +103,23 @@ def _markdown(runs: Sequence[Compared], columns: Sequence[str]) -> str:
             shown = "" if value is None else in_words(name, value)
             cells.append(f"**{shown}**" if value is not None and value == bests[name] else shown)
         lines.append(f"| {run.number} | {words} | {run.status} | " + " | ".join(cells) + " |")
-    return "\n".join(["# Sweep", "", *lines, "", f"![The runs compared]({PICTURE})", ""])
+    best = best_of(runs)
+    told = [f"Best: {in_words_of(best, mark='`')}.", ""] if best else []
+    return "\n".join(["# Sweep", "", *lines, "", *told, f"![The runs compared]({PICTURE})", ""])
+
+
+def best_of(runs: Sequence[Compared]) -> Compared | None:
+    """The run with the smallest final loss; None where no two runs have come to different ones."""
+    done = [run for run in runs if run.status == "done" and run.values["final loss"] is not None]
+    if len({run.values["final loss"] for run in done}) < 2:
+        return None
+    return min(done, key=lambda run: run.values["final loss"] or 0.0)
+
+
+def in_words_of(run: Compared, mark: str = "") -> str:
+    """A run, its words between two ``mark``, and its final loss."""
+    words = f"{mark}{run.words}{mark}" if run.words else "without words of its own"
+    return f"run {run.number}, {words}, final loss {wording.number(run.values['final loss'])}"
 
 
 def _best(name: str, runs: Sequence[Compared]) -> float | None:

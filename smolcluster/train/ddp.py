@@ -15,6 +15,8 @@ from smolcluster.ports import Gradient, Span
 from smolcluster.train.learner import FabricLearner
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+BACKEND = "gloo_here"
+"""Gloo as it is, but for the address that it listens at."""
 
 
 class GroupedLearner(FabricLearner):
@@ -42,12 +44,25 @@ class GroupedLearner(FabricLearner):
                 host, port, is_master=False, timeout=self._timeout
             )
         cuda = self.fabric.device.type == "cuda"
+        if not cuda:
+            self._offer_gloo()
         # torch's own timeout of half an hour: rank 0 may evaluate for long, and the controller notices who dies
         dist.init_process_group(
-            "nccl" if cuda else "gloo", store=self._store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
+            "nccl" if cuda else BACKEND, store=self._store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
         )
         ids = [self.fabric.device.index] if cuda else None
         self._forward = self.fabric.setup(DistributedDataParallel(self.module, device_ids=ids))
+
+    def _offer_gloo(self) -> None:
+        """Left to itself, Gloo listens at what this machine's name resolves to, often an address for itself alone."""
+
+        def make(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+            options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+            options._timeout = timeout
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=self._host)]
+            return dist.ProcessGroupGloo(store, rank, size, options)
+
+        dist.Backend.register_backend(BACKEND, make, devices=["cpu"])
 
     async def gradient_in_group(self, spans: Sequence[Span], *, step: int, rank: int, scale: float) -> Gradient:
         self._scale = scale

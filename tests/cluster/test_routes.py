@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from smolcluster.cluster.inventory import Cluster, Node
-from smolcluster.cluster.routes import listens_on, relays, route
+from smolcluster.cluster.routes import common_address, listens_on, relays, route
 from smolcluster.errors import ConfigError
 from smolcluster.spec.compose import validate_jobs
 
@@ -72,3 +72,22 @@ def test_a_missing_route_is_told_before_anything_starts() -> None:
 def test_what_is_no_address_is_told() -> None:
     with pytest.raises(ConfigError, match=r"cluster.nodes.mini1.addresses.x=10.0.0: must be an address"):
         validate_jobs(["cluster=minis", "+cluster.nodes.mini1.addresses={x: 10.0.0}"], None)
+
+
+def test_torch_needs_one_address_that_all_reach() -> None:
+    """Through mini1, which is on both networks, there is a way for our frames, and none for torch's sockets."""
+    nodes = {
+        "mini1": Node(host="10.10.0.1", addresses={"bridge": "10.10.0.1/24", "cable": "192.168.50.1/24"}),
+        "mini2": Node(host="10.10.0.2", addresses={"bridge": "10.10.0.2/24"}),
+        "pi5": Node(host="192.168.50.2", addresses={"cable": "192.168.50.2/24"}),
+    }
+    cluster = Cluster(nodes=nodes, server="mini1", workers=("mini2", "pi5"))
+    assert common_address(cluster, "mini2", ["mini1", "mini2"]) == "10.10.0.2"
+    assert common_address(cluster, "mini1", ["mini1", "mini2"]) == "10.10.0.1"
+    assert common_address(cluster, "mini1", ["mini2", "pi5"]) is None
+    assert common_address(cluster, "mini1", ["mini1"]) == "10.10.0.1"
+    assert cluster.scattered == ["mini2", "pi5"]
+    words = ["cluster=hybrid", "algo=ddp", "cluster.workers=[pi5,win]"]
+    words += ["+cluster.nodes.pi5.addresses={cable: 192.168.50.2/24}", "+cluster.nodes.win.addresses={x: 10.0.0.2/24}"]
+    with pytest.raises(ConfigError, match="algo=ddp needs one network that all workers are on"):
+        validate_jobs(words, None)

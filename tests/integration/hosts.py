@@ -135,6 +135,31 @@ class Host:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
+    def inside(self, *command: str) -> str:
+        """What a command says that is run with this host's view of the file system."""
+        assert self.sshd is not None
+        words = ["nsenter", "--target", str(self.sshd.pid), "--mount", "--net", *command]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+    @contextlib.contextmanager
+    def disk(self, path: Path, options: str) -> Iterator[None]:
+        """While it lasts, ``path`` of this host is a disk of its own; ``options`` are tmpfs's (``size=1g``)."""
+        path.mkdir(parents=True, exist_ok=True)
+        self.inside("mount", "-t", "tmpfs", "-o", options, "none", str(path))
+        try:
+            yield
+        finally:
+            self.inside("umount", "--lazy", str(path))
+
+    def fill(self, path: Path) -> None:
+        """Leave no room on that disk, however quickly others write to it."""
+        for _ in range(100):
+            used = self.inside("df", "--block-size=1K", "--output=used", str(path)).split()[-1]
+            with contextlib.suppress(subprocess.CalledProcessError):  # it has grown in the meantime
+                self.inside("mount", "-o", f"remount,size={used}k", str(path))
+                return
+        raise AssertionError(f"{path} could not be filled")
+
     @property
     def logins(self) -> int:
         """How often somebody has logged in."""

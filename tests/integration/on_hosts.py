@@ -62,10 +62,15 @@ class Cluster:
 
     def run(self, folder: Path, *words: str, cluster: str = "three") -> Command:
         """To its end, which must be good, and leave nothing running anywhere."""
+        command = self.run_and_keep(folder, *words, cluster=cluster)
+        assert not self.left()
+        return command
+
+    def run_and_keep(self, folder: Path, *words: str, cluster: str = "three") -> Command:
+        """The same where something else may run on."""
         with self.command(folder, *words, cluster=cluster) as command:
             code = command.finish()
         assert code == 0, "\n".join(command.lines) + command.stderr
-        assert not self.left()
         return command
 
     def left(self) -> list[str]:

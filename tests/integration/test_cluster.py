@@ -63,6 +63,20 @@ def test_a_sweep_connects_once_to_each_machine(cluster: Cluster, tmp_path: Path,
     assert run.lines[-1].endswith("sweep")
 
 
+def test_jobs_side_by_side_give_the_numbers_of_jobs_alone(cluster: Cluster, tmp_path: Path) -> None:
+    words = (*WORDS, "train.max_steps=8", "seed=1,2,3", "cluster.threads_per_node=1")
+    alone = command(tmp_path / "alone", *words)
+    beside = command(tmp_path / "beside", *words, "hydra.launcher.max_concurrent=2")
+    sharing = ("hydra.launcher.max_concurrent=2", "hydra.launcher.share_nodes=true")
+    there = cluster.run(tmp_path / "there", *words, *sharing)
+    found = [
+        [RunReader(run.folder / number).summary()["digest"] for number in "012"]  # type: ignore[index]
+        for run in (alone, beside, there)
+    ]
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) == 3
+
+
 def test_edp_trains_a_gpt_as_well_as_here(cluster: Cluster, tmp_path: Path) -> None:
     words = (*WORDS, *GPT, "algo=edp", "train.max_steps=150")
     there = cluster.run(tmp_path / "there", *words)

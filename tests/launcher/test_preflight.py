@@ -13,6 +13,8 @@ import pytest
 from hydra_plugins.smolcluster_launcher import _probe
 from hydra_plugins.smolcluster_launcher._preflight import Report, differences, here, obstacles
 
+from smolcluster.cli.main import main
+
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
@@ -32,6 +34,27 @@ def test_this_machine_is_fit(report: Report, tmp_path: Path) -> None:
     assert report.there == {"code/abc"}
     assert report.cores >= 1
     assert report.free_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("keep_days=0.0", "must be > 0 and <= 3650"),
+        ("keep_days=4000.0", "must be > 0 and <= 3650"),
+        ("max_concurrent=0", "must be >= 1 and <= 64"),
+        ("session=telnet", "must be one of ssh, manual"),
+        ("env=conda", "must be one of null, venv, uv"),
+        ("gate_port=70000", "must be >= 0 and <= 65535"),
+        ("connect_timeout_s=601.0", "must be > 0 and <= 600"),
+        ("join_timeout_s=0.0", "must be > 0 and <= 86400"),
+    ],
+)
+def test_wrong_options_of_the_launcher(
+    option: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"hydra.launcher.{option}", f"hydra.sweep.dir={tmp_path / 'never'}"]) == 2
+    assert f"hydra.launcher.{option}: {said}" in capsys.readouterr().err
+    assert not (tmp_path / "never" / "0").exists()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def test_a_sweep_leaves_a_table_for_people_one_for_programs_and_a_picture(tmp_pa
     assert "| 1 | `optim.lr=0.2` | done | **0.25** | **75.00 %** |" in lines[5]
     assert "`a=x\\|y` | failed |" in lines[6]
     assert "2.5 MB" in lines[4]
+    assert lines[8] == "Best: run 1, `optim.lr=0.2`, final loss 0.25."
     found = list(csv.DictReader(table.read_text().splitlines()))
     assert [each["final loss"] for each in found] == ["0.5", "0.25", ""]
     assert found[0]["bytes sent"] == "2500000.0"
@@ -39,6 +40,7 @@ def test_a_sweep_leaves_a_table_for_people_one_for_programs_and_a_picture(tmp_pa
 @pytest.mark.parametrize("rows", [[row(0, None, status="failed"), {"run": 1}], []])
 def test_there_may_be_nothing_to_compare(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     assert all(path.stat().st_size for path in write(tmp_path, rows))
+    assert "Best:" not in (tmp_path / "sweep.md").read_text()
 
 
 def test_many_runs_with_long_words_are_drawn(tmp_path: Path) -> None:

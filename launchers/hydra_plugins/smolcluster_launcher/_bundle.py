@@ -31,14 +31,14 @@ root, name = sys.argv[1:]
 data = sys.stdin.buffer.read()
 if hashlib.sha256(data).hexdigest() != name:
     sys.exit("what arrived is not what was sent")
-beside = os.path.join(root, "%s.part-%d" % (name, os.getpid()))
-zipfile.ZipFile(io.BytesIO(data)).extractall(beside)
+beside, final = os.path.join(root, "%s.part-%d" % (name, os.getpid())), os.path.join(root, name)
 try:
-    os.rename(beside, os.path.join(root, name))
-except OSError:
-    if not os.path.isdir(os.path.join(root, name)):
-        raise
-    shutil.rmtree(beside)
+    zipfile.ZipFile(io.BytesIO(data)).extractall(beside)
+    os.path.isdir(final) or os.rename(beside, final)
+except OSError as error:
+    os.path.isdir(final) or sys.exit(error.strerror or str(error))
+finally:
+    shutil.rmtree(beside, ignore_errors=True)
 """
 
 
@@ -154,13 +154,13 @@ class _Pieces(io.RawIOBase):
 UNPACK_FILES = """
 import os, shutil, sys, tarfile
 root, name = sys.argv[1:]
-beside = os.path.join(root, "%s.part-%d" % (name, os.getpid()))
-with tarfile.open(mode="r|", fileobj=sys.stdin.buffer) as archive:
-    archive.extractall(beside, filter="data")
+beside, final = os.path.join(root, "%s.part-%d" % (name, os.getpid())), os.path.join(root, name)
 try:
-    os.rename(beside, os.path.join(root, name))
-except OSError:
-    if not os.path.isdir(os.path.join(root, name)):
-        raise
-    shutil.rmtree(beside)
+    with tarfile.open(mode="r|", fileobj=sys.stdin.buffer) as archive:
+        archive.extractall(beside, filter="data")
+    os.path.isdir(final) or os.rename(beside, final)
+except (OSError, tarfile.TarError) as error:
+    os.path.isdir(final) or sys.exit(getattr(error, "strerror", "") or str(error))
+finally:
+    shutil.rmtree(beside, ignore_errors=True)
 """

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,8 @@ class Sweep:
             job_subdir_key="hydra.sweep.subdir",
         )
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        if returned.status == JobStatus.FAILED:
+            note(returned, job)
         return quiet(returned)
 
     # --- in processes of their own -----------------------------------------------------------------------
@@ -284,11 +286,14 @@ def quiet(returned: JobReturn) -> QuietReturn:
 
 
 def note(returned: JobReturn, job: Job) -> None:
-    """Note a job that ran in a process of its own."""
-    output = returned.hydra_cfg.hydra.runtime.output_dir if returned.hydra_cfg else None
-    reason = "" if returned.status == JobStatus.COMPLETED else str(returned._return_value)
-    if output is not None:
-        jobs.note(Finished.read(number=job.number, folder=Path(output), overrides=job.overrides, reason=reason))
+    """Note a job that ran in a process of its own, or that did not get so far that it would have noted itself."""
+    from smolcluster.cli.job import JobFailed
+
+    folder = Path(str(job.config.hydra.sweep.dir), str(job.config.hydra.sweep.subdir)).absolute()
+    failure = returned._return_value if returned.status == JobStatus.FAILED else None
+    reason = "; ".join(str(failure).splitlines()) if failure is not None else ""
+    finished = Finished.read(number=job.number, folder=folder, overrides=job.overrides, reason=reason)
+    jobs.note(replace(finished, reason="") if isinstance(failure, JobFailed) else finished)
 
 
 def unwelcoming(spec: RunSpec, guests: int) -> Iterable[Problem]:
@@ -318,14 +323,20 @@ def wrong(options: DictConfig) -> Iterable[Problem]:
     if not 1 <= count <= MAX_CONCURRENT:
         rule = f"must be >= 1 and <= {MAX_CONCURRENT}"
         yield Problem(key="hydra.launcher.max_concurrent", value=count, rule=rule, nearest="1")
+    if sys.platform == "win32" and count > 1:
+        rule = "must be 1 on Windows: jobs side by side share connections in a way that it does not have"
+        yield Problem(key="hydra.launcher.max_concurrent", value=count, rule=rule, nearest="1")
     for name, allowed in (("session", ("ssh", "manual")), ("env", (None, "venv", "uv"))):
         if options[name] not in allowed:
             rule = f"must be one of {', '.join('null' if each is None else each for each in allowed)}"
             yield Problem(key=f"hydra.launcher.{name}", value=options[name], rule=rule)
-    for name in ("connect_timeout_s", "join_timeout_s"):
-        if not 0 < options[name] <= 86400:
-            yield Problem(key=f"hydra.launcher.{name}", value=options[name], rule="must be > 0 and <= 86400")
     yield from wrong_guests(options)
+    if not 0 < options.keep_days <= 3650:
+        rule = "must be > 0 and <= 3650"
+        yield Problem(key="hydra.launcher.keep_days", value=options.keep_days, rule=rule, nearest="30")
+    for name, most in (("connect_timeout_s", 600), ("join_timeout_s", 86400)):
+        if not 0 < options[name] <= most:
+            yield Problem(key=f"hydra.launcher.{name}", value=options[name], rule=f"must be > 0 and <= {most}")
     if not 0 <= options.gate_port <= 65535:
         rule = "must be >= 0 and <= 65535"
         yield Problem(key="hydra.launcher.gate_port", value=options.gate_port, rule=rule, nearest="0")

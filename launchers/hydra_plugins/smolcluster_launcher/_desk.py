@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
 from hydra_plugins.smolcluster_launcher._ssh import Ending, first_word
 
-from smolcluster.cluster.session import Check, Pipes, Say, Session, Sessions, Whereabouts, pipe_reader, pipe_writer
+from smolcluster.cluster.pipes import pipe_reader, pipe_writer
+from smolcluster.cluster.session import Check, Pipes, Say, Session, Sessions, Whereabouts
 from smolcluster.errors import RunFailed, SmolclusterError
 from smolcluster.node.forkserver import Requests
 from smolcluster.spec.build import build
@@ -30,6 +31,9 @@ from smolcluster.spec.needs import Needs, needs_of
 if TYPE_CHECKING:
     from smolcluster.cluster.inventory import Node
     from smolcluster.spec.run import RunSpec
+
+CLOSE_S = 15.0
+"""Longest time that the launcher may take to leave the machines of a run."""
 
 
 class Desk:
@@ -67,6 +71,8 @@ class Desk:
             task.cancel()
         for process in self._processes.values():
             process.kill()
+        if self._sessions is not None:
+            self._sessions.release()
         with contextlib.suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
         self._ours.close()
@@ -111,6 +117,9 @@ class Desk:
                 assert self._sessions is not None
                 folder = Path(request["folder"])
                 await self._sessions.collect(request["name"], folder, everything=request["everything"])
+            case "close":
+                if self._sessions is not None:
+                    await self._sessions.close()
         return None
 
     def _make(self, request: Mapping[str, Any]) -> ClusterSessions:
@@ -189,6 +198,10 @@ class DeskSessions:
         return self.local.guests()  # jobs side by side take none
 
     async def close(self) -> None:
+        if self._places:
+            with contextlib.suppress(RunFailed, TimeoutError):  # it has ended, or a machine does not answer it
+                async with asyncio.timeout(CLOSE_S):
+                    await self._ask("close")
         await self.local.close()
         if self._reader is not None:
             self._reader.cancel()

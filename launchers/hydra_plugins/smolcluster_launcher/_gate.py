@@ -21,7 +21,7 @@ from pathlib import Path
 
 from hydra_plugins.smolcluster_launcher._ssh import Done, HostFailed, OnEnd
 
-from smolcluster.cluster.session import pipe_reader, pipe_writer
+from smolcluster.cluster.pipes import pipe_reader, pipe_writer
 from smolcluster.comms.security import Authority
 from smolcluster.node.keeper import GREETING_S, MAX_LINE, Invitation, Kind, pack, pin_of, read_frame
 

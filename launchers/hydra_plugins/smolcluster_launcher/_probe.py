@@ -11,6 +11,8 @@ import shutil
 import sys
 import time
 
+if sys.version_info < (3, 6):
+    sys.exit("%s is Python %s, 3.11 is needed" % (sys.executable, sys.version.split()[0]))
 try:
     from importlib import metadata
 except ImportError:  # before 3.8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING
 from hydra_plugins.smolcluster_launcher._bundle import UNPACK, UNPACK_FILES, Parcel, wheel
 from hydra_plugins.smolcluster_launcher._environment import Environment, make, marker, python_of
 from hydra_plugins.smolcluster_launcher._gate import DialedIn, DialedProcess, Gate, address_towards
+from hydra_plugins.smolcluster_launcher._housekeeping import clear, tidy
 from hydra_plugins.smolcluster_launcher._mirror import PACK, Incoming, known_steps
-from hydra_plugins.smolcluster_launcher._preflight import Report, checks, differences, here, obstacles
+from hydra_plugins.smolcluster_launcher._preflight import MIN_PYTHON, Report, checks, differences, here, obstacles
 from hydra_plugins.smolcluster_launcher._probe import probe
 from hydra_plugins.smolcluster_launcher._ssh import (
     HostFailed,
@@ -31,7 +31,7 @@ from hydra_plugins.smolcluster_launcher._ssh import (
 
 from smolcluster.cluster.inventory import Node
 from smolcluster.cluster.session import Check, Say, Session, Sessions, Whereabouts, node_settings
-from smolcluster.errors import RunFailed
+from smolcluster.errors import RunFailed, SmolclusterError
 
 if TYPE_CHECKING:
     from smolcluster.spec.needs import Needs
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 WHEELHOUSE = "hydra.launcher.wheelhouse"
 DEFAULT_WORKDIR = "~/.cache/smolcluster"
+ECHO = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
+ECHO_S = 20.0
 CHOOSE = """
 for p in "$@"; do command -v "$p" >/dev/null && exec "$p" - "$0"; done
 echo "there is no Python: tried $*" >&2; exit 127
@@ -58,6 +60,7 @@ class Options:
     gate_port: int = 0
     join_timeout_s: float = 600.0
     guests: int = 0
+    keep_days: float = 30.0
 
 
 def target_of(name: str, node: Node) -> Target:
@@ -113,6 +116,10 @@ class Remote:
     python: str
     environment: dict[str, str] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
+    uses: list[str] = field(default_factory=list)
+    """Entries of its working folder that must stay while the run lasts."""
+    fetched: bool = False
+    """All that its node has saved is here."""
 
 
 class ClusterSessions:
@@ -152,6 +159,7 @@ class ClusterSessions:
                 raise failure
         if failures:
             raise RunFailed("\n".join(str(failure) for failure in failures))
+        self._remote = {name: self._remote[name] for name in far}  # whichever was quicker
         for line in differences([remote.report for remote in self._remote.values()], here()):
             say("not the same everywhere", line)
 
@@ -237,9 +245,11 @@ class ClusterSessions:
         code = f"code/{wheel().name}"
         wanted = [code, *(f"files/{parcel.name}" for parcel in parcels.values())]
         report = await look(machine, name, node, wanted)
+        if not report.error and report.python >= MIN_PYTHON:
+            report = await tidy(machine, report, wanted, self.options.keep_days, partial(say, name))
         if problems := list(obstacles(report, environment=self.options.env is not None)):
             raise HostFailed("\n".join(f"{name}: {problem}" for problem in problems))
-        remote = Remote(machine=machine, report=report, python=report.executable)
+        remote = Remote(machine=machine, report=report, python=report.executable, uses=wanted)
         sent = await self._send(remote, code, parcels)
         if self.options.env is not None:
             await self._equip(remote, name, node, self.options.env, partial(say, name))
@@ -266,7 +276,7 @@ class ClusterSessions:
                 sent = Counted(parcel.stream())
                 await self._unpack(remote, UNPACK_FILES, "files", parcel.name, sent)
                 count, size = count + 1, size + sent.num_bytes
-        remote.environment["PYTHONPATH"] = os.pathsep.join(places)
+        remote.environment["PYTHONPATH"] = (";" if report.system == "Windows" else ":").join(places)
         return f"sent {count} bundle(s), {size / 1e6:.1f} MB" if count else "nothing to send"
 
     async def _equip(self, remote: Remote, name: str, node: Node, tool: str, say: Callable[[str], None]) -> None:
@@ -274,6 +284,7 @@ class ClusterSessions:
         environment = Environment.like_here(tool)
         place = environment.name(remote.report)
         wheelhouse = remote.paths.pop(WHEELHOUSE, None)
+        remote.uses.append(place)
         known = await look(remote.machine, name, node, [marker(place)])
         if known.there:
             remote.python = python_of(known.workdir, place, known.system)
@@ -325,6 +336,7 @@ class ClusterSessions:
             cache=f"{workdir}/cache",
             threads=self.threads(name, remote),
             paths=remote.paths,
+            uses=tuple(remote.uses),
         )
 
     def threads(self, name: str, remote: Remote) -> int:
@@ -342,7 +354,7 @@ class ClusterSessions:
         if remote is None:
             return
         incoming = await asyncio.to_thread(Incoming, folder)
-        whole = False
+        whole = remote.fetched = False
         try:
             argv = [remote.python, "-c", PACK, f"{remote.report.workdir}/runs/{self._run}"]
             argv += [json.dumps(known_steps(folder)), "all" if everything else "checkpoints"]
@@ -352,12 +364,27 @@ class ClusterSessions:
                 raise HostFailed(f"{name}: checkpoints could not be fetched: {done.words}")
         finally:
             await asyncio.to_thread(incoming.finish, whole=whole)
+        remote.fetched = everything
 
     async def close(self) -> None:
-        if self._gate is not None:
-            self._gate.close()
+        """Leave nothing of the run on other machines, but for what could not be fetched."""
+        await asyncio.gather(*(self._leave(name, remote) for name, remote in self._remote.items()))
+        self.release()
         if self.local is not None:
             await self.local.close()
+
+    async def _leave(self, name: str, remote: Remote) -> None:
+        try:
+            kept = await clear(remote.machine, remote.report, self._run, fetched=remote.fetched)
+        except SmolclusterError as error:
+            kept = str(error).removeprefix(f"{name}: ")
+        if kept:
+            self._say(name, f"{remote.report.workdir}/runs/{self._run} is left there: {kept}")
+
+    def release(self) -> None:
+        """Close what machines have dialled in to."""
+        if self._gate is not None:
+            self._gate.close()
 
 
 def look_here(name: str) -> Report:
@@ -375,7 +402,10 @@ async def look(machine: Machine | DialedIn, name: str, node: Node, wanted: Seque
     script = Path(__file__).with_name("_probe.py").read_bytes()
     if machine.shell != "posix":
         own = machine.python if isinstance(machine, DialedIn) else ""
-        argv = [node.python or own or "python", "-", question]
+        python = node.python or own or "python"
+        if not isinstance(machine, DialedIn):
+            await echoes(machine, python)
+        argv = [python, "-", question]
     else:
         candidates = [node.python] if node.python else [sys.executable, "python3"]
         argv = ["sh", "-c", CHOOSE, question, *candidates]
@@ -387,3 +417,18 @@ async def look(machine: Machine | DialedIn, name: str, node: Node, wanted: Seque
     except ValueError:
         raise HostFailed(f"{name}: {done.words}; set cluster.nodes.{name}.python") from None
     return Report.of(name, answer, sent=sent, received=received)
+
+
+async def echoes(machine: Machine, python: str) -> None:
+    """Make sure that the machine's shell passes on every byte in both directions, as PowerShell often does not."""
+    data = bytes(range(256)) * 64
+    done = await machine.run([python, "-c", ECHO], stdin=[data], silent_s=ECHO_S)
+    if done.code == 0 and done.out == data:
+        return
+    if not done.out:
+        raise HostFailed(f"{machine.name}: {python}: {done.words}; set cluster.nodes.{machine.name}.python")
+    raise HostFailed(
+        f"{machine.name}: its shell ({machine.shell}) changes what programs say and hear; let its SSH server use cmd "
+        "(Remove-ItemProperty HKLM:\\SOFTWARE\\OpenSSH DefaultShell), or set "
+        f"cluster.nodes.{machine.name}.manual=true"
+    )

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
 import shlex
-import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from hydra_plugins.smolcluster_launcher._quoting import Shell, command_line
+from hydra_plugins.smolcluster_launcher._connect import connection_to, hops, why
+from hydra_plugins.smolcluster_launcher._quoting import Shell, command_line, preamble
 
-from smolcluster.cluster.session import Pipes, pipe_reader, pipe_writer
+from smolcluster.cluster.pipes import pipe_reader, pipe_writer
+from smolcluster.cluster.session import Pipes
 from smolcluster.errors import RunFailed
 
 if TYPE_CHECKING:
     from fabric2 import Connection
-    from paramiko import Channel, PKey
+    from paramiko import Channel
 
 T = TypeVar("T")
 OnEnd: TypeAlias = Callable[[int, str], None]
@@ -54,7 +55,6 @@ class Target:
     port: int | None = None
     identity: str | None = None
     jump: str | None = None
-    shell: Shell = "posix"
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -90,15 +90,13 @@ class Machine:
         self.target, self.connect_timeout_s = target, connect_timeout_s
         self._threads = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix=f"ssh {target.name}")
         self._connection: Connection | None = None
+        self.shell: Shell = "posix"
+        """Known once it is connected."""
         self._opening = threading.Lock()  # jobs one after another have an event loop each
 
     @property
     def name(self) -> str:
         return self.target.name
-
-    @property
-    def shell(self) -> Shell:
-        return self.target.shell
 
     @property
     def connected(self) -> bool:
@@ -111,7 +109,13 @@ class Machine:
     def _open_once(self) -> None:
         with self._opening:
             if not self.connected:
-                self._connection = self._open()
+                connection = self._open()
+                try:
+                    self.shell = self._shell_of(connection)
+                except HostFailed:
+                    _close(connection)
+                    raise
+                self._connection = connection
 
     async def run(
         self,
@@ -123,8 +127,9 @@ class Machine:
     ) -> Done:
         """Run a command to its end. ``stdin`` is sent piece by piece; ``out`` is given the output as it comes, else it
         is in the answer. HostFailed when nothing has moved in either direction for ``silent_s``."""
-        channel = await self._channel(command_line(argv, shell=self.target.shell))
+        channel = await self._channel(lambda: command_line(argv, shell=self.shell))
         channel.settimeout(silent_s)
+        stdin = itertools.chain([preamble(argv, shell=self.shell)], stdin)
         talk = _Talk(channel, out)
         try:
             return await self._wait(lambda: talk.run(stdin))
@@ -143,8 +148,13 @@ class Machine:
         environment: Mapping[str, str],
     ) -> RemoteProcess:
         """Start a process whose standard streams end in these descriptors."""
-        line = command_line(argv, shell=self.target.shell, directory=directory, environment=environment)
-        return RemoteProcess(self, await self._channel(line), descriptors, on_end)
+
+        def line() -> str:
+            return command_line(argv, shell=self.shell, directory=directory, environment=environment)
+
+        channel = await self._channel(line)
+        first = preamble(argv, shell=self.shell, directory=directory, environment=environment)
+        return RemoteProcess(self, channel, descriptors, on_end, first)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -157,17 +167,20 @@ class Machine:
     async def _wait(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def _channel(self, line: str) -> Channel:
+    async def _channel(self, line: Callable[[], str]) -> Channel:
+        """Run a line, made when it is known for what shell."""
         await self.open()
         connection = self._connection
         assert connection is not None
+
+        words = line()
 
         def begin() -> Channel:
             from paramiko import SSHException
 
             try:
                 channel = connection.transport.open_session(timeout=self.connect_timeout_s)
-                channel.exec_command(line)
+                channel.exec_command(words)
             except (SSHException, OSError, EOFError) as error:
                 raise HostFailed(
                     f"{self.name}: the SSH connection to {self._where(connection)} broke: {error}"
@@ -179,14 +192,35 @@ class Machine:
     def _open(self) -> Connection:
         logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # it logs tracebacks of what is told in one line here
         connection = connection_to(self.target, self.connect_timeout_s)
-        where = self._where(connection)
-        try:
-            connection.open()
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is told in one line)
-            _close(connection)
-            raise HostFailed(f"{self.name}: {why(error, connection, where, self.connect_timeout_s)}") from None
-        connection.transport.set_keepalive(KEEPALIVE_S)
+        for hop in reversed(hops(connection)):  # the outermost jump host first, so that its own failure is told as such
+            where = self._where(hop)
+            try:
+                hop.open()
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is told in one line)
+                _close(connection)
+                on_the_way = "" if hop is connection else "its jump host: "
+                reason = why(error, hop, where, self.connect_timeout_s)
+                raise HostFailed(f"{self.name}: {on_the_way}{reason}") from None
+            hop.transport.set_keepalive(KEEPALIVE_S)
         return connection
+
+    def _shell_of(self, connection: Connection) -> Shell:
+        """What the machine gives command lines to. The server's name tells Windows, and a line that only cmd expands
+        tells cmd from PowerShell."""
+        if "windows" not in str(connection.transport.remote_version).lower():
+            return "posix"
+        channel = connection.transport.open_session(timeout=self.connect_timeout_s)
+        try:
+            channel.settimeout(self.connect_timeout_s)
+            channel.exec_command("echo %OS%")
+            channel.shutdown_write()
+            said = b"".join(iter(lambda: channel.recv(1 << 10), b""))
+        except (OSError, EOFError) as error:
+            reason = f"{self._where(connection)} runs no command: {str(error) or 'it says nothing'}"
+            raise HostFailed(f"{self.name}: {reason}") from None
+        finally:
+            channel.close()
+        return "cmd" if b"Windows_NT" in said else "powershell"
 
     def _where(self, connection: Connection) -> str:
         return f"{connection.user}@{connection.host}:{connection.port}"
@@ -247,94 +281,6 @@ def _close(connection: Connection) -> None:
         _close(gateway)
 
 
-# --- connecting ------------------------------------------------------------------------------------------
-
-
-def connection_to(target: Target, timeout_s: float) -> Connection:
-    """A connection that trusts known hosts only, and so do those that it goes through."""
-    from fabric2 import Connection
-
-    known = target.name if _has_entry(target.name) else target.host
-    keys: dict[str, Any] = {"banner_timeout": timeout_s, "auth_timeout": timeout_s, "channel_timeout": timeout_s}
-    if target.identity:
-        keys["key_filename"] = str(Path(target.identity).expanduser())
-    gateway = Connection(target.jump, connect_timeout=timeout_s, connect_kwargs=dict(keys)) if target.jump else None
-    connection = Connection(
-        known, user=target.user, port=target.port, gateway=gateway, connect_timeout=timeout_s, connect_kwargs=keys
-    )
-    hop: Any = connection
-    while hop is not None and not isinstance(hop, str):
-        _be_strict(hop)
-        hop = hop.gateway
-    return connection
-
-
-def _has_entry(name: str) -> bool:
-    """Whether ~/.ssh/config has an entry of exactly that name."""
-    from fabric2 import Config
-
-    return name in Config().base_ssh_config.get_hostnames()
-
-
-def _be_strict(connection: Connection) -> None:
-    """Fabric would take any new host key. Here a key must be known, from the files that ``ssh`` looks at."""
-    from paramiko import MissingHostKeyPolicy
-
-    class Refuse(MissingHostKeyPolicy):  # type: ignore[misc]
-        def missing_host_key(self, client: object, hostname: str, key: PKey) -> None:
-            raise UnknownHost(hostname, key)
-
-    options = connection.ssh_config
-    named = " ".join(str(options.get(key, "")) for key in ("userknownhostsfile", "globalknownhostsfile")).split()
-    files = named or ["~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"]
-    for file in files:
-        path = Path(file).expanduser()
-        if path.is_file():
-            connection.client.load_system_host_keys(str(path))
-    connection.client.set_missing_host_key_policy(Refuse())
-
-
-class UnknownHost(Exception):
-    """The host has shown a key that no file of known hosts has."""
-
-    def __init__(self, hostname: str, key: PKey) -> None:
-        self.hostname, self.key = hostname, key
-        super().__init__(hostname)
-
-
-def why(error: Exception, connection: Connection, where: str, timeout_s: float) -> str:
-    """Why a connection could not be made, and what to do, in one line."""
-    from paramiko import AuthenticationException, BadHostKeyException, SSHException
-    from paramiko.ssh_exception import NoValidConnectionsError
-
-    host, port = connection.host, connection.port
-    match error:
-        case UnknownHost(key=key):
-            scan = shlex.join(["ssh-keyscan", *(["-p", str(port)] if port != 22 else []), host])
-            shown = f"{key.get_name()} {key.fingerprint}"
-            accept = f"{scan} >> ~/.ssh/known_hosts"
-            return f"the host key of {host}:{port} is not known ({shown}); if it is that machine's: {accept}"
-        case BadHostKeyException(key=key):
-            name = host if port == 22 else f"[{host}]:{port}"
-            return (
-                f"{host}:{port} shows another host key than the known one ({key.get_name()} {key.fingerprint}): "
-                f"somebody may be in between; if the machine was set up anew: {shlex.join(['ssh-keygen', '-R', name])}"
-            )
-        case AuthenticationException():
-            return f"{where} accepts none of your keys (try: ssh -p {port} {connection.user}@{host}): {error}"
-        case NoValidConnectionsError() | ConnectionRefusedError():
-            return f"{host}:{port} refuses connections: is its SSH server on (macOS: Sharing, Remote Login)?"
-        case TimeoutError():
-            return f"{host}:{port} does not answer within {timeout_s:g} s: is it on, and on this network?"
-        case socket.gaierror():
-            return f"{host} is no known host name; set cluster.nodes.<name>.ssh.host to its address"
-        case FileNotFoundError():
-            return f"{error.filename}: no such key file"
-        case SSHException() | OSError() | EOFError():
-            return f"no SSH connection to {where}: {error or type(error).__name__}"
-    return f"no SSH connection to {where}: {type(error).__name__}: {error}"
-
-
 # --- a process over there --------------------------------------------------------------------------------
 
 
@@ -343,8 +289,8 @@ class RemoteProcess:
 
     A thread for each stream moves the bytes. They block where nobody reads, so that a slow reader holds up the
     process over there, and nothing piles up. ``descriptors`` are what the process would have as 0, 1 and 2 here; they
-    are closed at the end of each stream. ``on_end`` is called in the event loop, once, with the exit code and with
-    how it ended.
+    are closed at the end of each stream. ``first`` is sent before anything else. ``on_end`` is called in the event
+    loop, once, with the exit code and with how it ended.
     """
 
     def __init__(
@@ -353,8 +299,9 @@ class RemoteProcess:
         channel: Channel,
         descriptors: tuple[int, int, int],
         on_end: Callable[[int, str], None],
+        first: bytes = b"",
     ) -> None:
-        self.machine, self.pid = machine, 0
+        self.machine, self.pid, self._first = machine, 0, first
         self._channel, self._on_end = channel, on_end
         self._stdin, self._stdout, self._stderr = descriptors
         self._loop = asyncio.get_running_loop()
@@ -372,7 +319,7 @@ class RemoteProcess:
         how = "killed"
         try:
             async with asyncio.timeout(KILL_S):
-                await self.machine.run(kill_command(self.pid, self.machine.target.shell))
+                await self.machine.run(kill_command(self.pid, self.machine.shell))
                 await self._ended.wait()
         except (TimeoutError, RunFailed):
             how = f"{self.machine.name} does not answer any more"
@@ -404,6 +351,7 @@ class RemoteProcess:
 
     def _feed(self) -> None:
         with contextlib.suppress(OSError, EOFError):  # it has ended, or the connection is lost: the reader notices
+            self._channel.sendall(self._first)
             while data := os.read(self._stdin, 1 << 16):
                 self._channel.sendall(data)
             self._channel.shutdown_write()
@@ -506,4 +454,4 @@ async def first_word(session: Talking, name: str, within_s: float) -> int:
 
 def kill_command(pid: int, shell: Shell) -> list[str]:
     """What ends process ``pid`` on its machine."""
-    return ["taskkill", "/F", "/T", "/PID", str(pid)] if shell == "powershell" else ["kill", "-KILL", str(pid)]
+    return ["kill", "-KILL", str(pid)] if shell == "posix" else ["taskkill", "/F", "/T", "/PID", str(pid)]

@@ -41,6 +41,8 @@ class SmolclusterLauncherConf:
     """Make an environment with all packages on each machine: venv, uv; null: its Python has them."""
     wheelhouse: Optional[str] = None  # noqa: UP045
     """Folder of wheels to install from, for machines without internet; null: from the package index."""
+    keep_days: float = 30.0
+    """Days that code, files and environments stay on other machines when no run uses them; > 0, <= 3650."""
 
 
 ConfigStore.instance().store(
