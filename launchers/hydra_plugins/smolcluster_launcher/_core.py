@@ -23,9 +23,10 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.smolcluster_launcher import NO_DESK
+from hydra_plugins.smolcluster_launcher import NO_DESK, _detach
 from hydra_plugins.smolcluster_launcher._allot import Allotment, allot, never
 from hydra_plugins.smolcluster_launcher._desk import Desk
+from hydra_plugins.smolcluster_launcher._here import importable
 from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
 from hydra_plugins.smolcluster_launcher._ssh import SSHSession, Target, first_word
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -33,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from smolcluster.cluster.session import LocalProcesses, Session, Sessions, local_sessions, opener
 from smolcluster.errors import ConfigError, Problem, RunFailed
 from smolcluster.pipeline import jobs
+from smolcluster.pipeline.job import leaver
 from smolcluster.pipeline.jobs import Finished
 
 if TYPE_CHECKING:
@@ -69,25 +71,39 @@ class Sweep:
             raise ConfigError(problems)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         batch = [self.compose(number, overrides) for number, overrides in enumerate(job_overrides, first)]
+        if self.options.detach:
+            self.refuse_to_detach(batch, first)
         log.info("Launching %d jobs", len(batch))
-        if self.options.max_concurrent == 1 and self.options.host is None:
+        if self.options.detach or (self.options.max_concurrent == 1 and self.options.host is None):
             with self.machines():
                 return [self.run_here(job) for job in batch]
         return asyncio.run(self.run_beside(batch))
 
+    def refuse_to_detach(self, batch: Sequence[Job], first: int) -> None:
+        """ConfigError where these are no jobs that can be left going."""
+        gathering = jobs.current.get()
+        total = max(first + len(batch), gathering.total if gathering is not None else 0)
+        chosen = batch[0].config.hydra.runtime.choices
+        sweeper = str(self.config.hydra.sweeper._target_)
+        if problems := list(_detach.wrong(self.options, str(chosen.get("pipeline")), total, sweeper)):
+            raise ConfigError(problems)
+
     @contextmanager
     def machines(self) -> Iterator[None]:
-        """While it lasts, runs can start nodes on other machines; each is connected to once."""
+        """While it lasts, runs can start nodes on other machines, or be left there; each is connected to once."""
         machines, options = Machines(self.options.connect_timeout_s), machine_options(self.options)
 
         def make(spec: RunSpec, threads: int) -> Sessions:
             return ClusterSessions(spec, options, machines, local_sessions(threads))
 
         before = opener.set(make)
+        leaving = _detach.Detach(options, machines, self.options.connect_timeout_s) if self.options.detach else None
+        stayed = leaver.set(leaving)
         try:
             yield
         finally:
             opener.reset(before)
+            leaver.reset(stayed)
             machines.close()
 
     def compose(self, number: int, overrides: Sequence[str]) -> Job:
@@ -236,11 +252,6 @@ class Lead:
             self.last = line
             sys.stdout.write(f"[run {self.number}] {line}\n")
             sys.stdout.flush()
-
-
-def importable() -> list[str]:
-    """Where modules are found: a task may be in any of these places."""
-    return [str(Path(entry).absolute()) for entry in sys.path]
 
 
 def machine_options(options: DictConfig) -> Options:

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 
 from hydra_plugins.smolcluster_launcher._bundle import UNPACK, UNPACK_FILES, Parcel, wheel
 from hydra_plugins.smolcluster_launcher._environment import Environment, make, marker, python_of
-from hydra_plugins.smolcluster_launcher._gate import DialedIn, DialedProcess, Gate, address_towards
-from hydra_plugins.smolcluster_launcher._mirror import PACK, Incoming, known_steps
+from hydra_plugins.smolcluster_launcher._gate import DialedIn, Gate, address_towards
+from hydra_plugins.smolcluster_launcher._here import Reached
+from hydra_plugins.smolcluster_launcher._mirror import PACK, known_steps, receive
 from hydra_plugins.smolcluster_launcher._preflight import Report, differences, here, obstacles
 from hydra_plugins.smolcluster_launcher._ssh import (
+    Ending,
     HostFailed,
     Machine,
     OnEnd,
-    RemoteProcess,
     SSHSession,
     Target,
     first_word,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
 
 WHEELHOUSE = "hydra.launcher.wheelhouse"
+DIFFERENT = "not the same everywhere"
 DEFAULT_WORKDIR = "~/.cache/smolcluster"
 CHOOSE = """
 for p in "$@"; do command -v "$p" >/dev/null && exec "$p" - "$0"; done
@@ -106,11 +108,13 @@ class Counted:
 class Remote:
     """A machine that has been looked at and given what it needs."""
 
-    machine: Machine | DialedIn
+    machine: Reached
     report: Report
     python: str
     environment: dict[str, str] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
+    told: str = ""
+    """What was said of it."""
 
 
 class ClusterSessions:
@@ -131,7 +135,7 @@ class ClusterSessions:
         RunFailed has a line for each machine that cannot be used.
         """
         self._run = run
-        far = [name for name in names if not self.spec.cluster.node(name).is_here]
+        far = [name for name in names if self._is_far(name)]
         manual = [name for name in far if self._is_manual(name)]
         if manual:
             await self._invite(manual, run, say)
@@ -146,30 +150,47 @@ class ClusterSessions:
                 raise failure
         if failures:
             raise RunFailed("\n".join(str(failure) for failure in failures))
-        for line in differences([remote.report for remote in self._remote.values()], here()):
-            say("not the same everywhere", line)
+        for line in self._differences():
+            say(DIFFERENT, line)
+
+    def _is_far(self, name: str) -> bool:
+        """It is no process of this one's machine."""
+        return not self.spec.cluster.node(name).is_here
+
+    def _differences(self) -> Sequence[str]:
+        return differences([remote.report for remote in self._remote.values()], here())
 
     def _is_manual(self, name: str) -> bool:
         return self.options.session == "manual" or self.spec.cluster.node(name).manual
 
     async def _invite(self, names: Sequence[str], run: str, say: Say) -> None:
-        """Say what is to be typed on these machines, and wait until that is done."""
+        """Hand out the words that these machines join with, and wait until they have."""
         self._gate = gate = Gate(run)
         await gate.open(self.options.gate_port)
         for name in names:
-            host = self.options.gate_host or address_towards(self.spec.cluster.node(name).host)
-            say(name, f"type there: python -m smolcluster join={gate.invite(name, host).word}")
+            self._hand_out(name, gate.invite(name, self._gate_host(name)).word, say)
         waiting = {asyncio.create_task(gate.machine(name).open(), name=name) for name in names}
-        _, missing = await asyncio.wait(waiting, timeout=self.options.join_timeout_s)
+        limit, key = self._join_limit
+        _, missing = await asyncio.wait(waiting, timeout=limit)
         for task in missing:
             task.cancel()
         if missing:
             who = ", ".join(sorted(task.get_name() for task in missing))
-            raise HostFailed(
-                f"{who}: not joined within {self.options.join_timeout_s:g} s (hydra.launcher.join_timeout_s)"
-            )
+            raise HostFailed(f"{who}: not joined within {limit:g} s ({key})")
 
-    def _machine(self, name: str, node: Node) -> Machine | DialedIn:
+    def _gate_host(self, name: str) -> str:
+        """The address of this machine that machine ``name`` dials."""
+        return self.options.gate_host or address_towards(self.spec.cluster.node(name).host)
+
+    def _hand_out(self, name: str, word: str, say: Say) -> None:
+        say(name, typed_there(word))
+
+    @property
+    def _join_limit(self) -> tuple[float, str]:
+        """Seconds that machines have for joining, and the key that says so."""
+        return self.options.join_timeout_s, "hydra.launcher.join_timeout_s"
+
+    def _machine(self, name: str, node: Node) -> Reached:
         if self._is_manual(name):
             assert self._gate is not None
             return self._gate.machine(name)
@@ -188,7 +209,8 @@ class ClusterSessions:
         sent = await self._send(remote, code, parcels)
         if self.options.env is not None:
             await self._equip(remote, name, node, self.options.env, partial(say, name))
-        say(name, f"{report.system} {report.machine}, {report.cores} cores, {sent}")
+        remote.told = f"{report.system} {report.machine}, {report.cores} cores, {sent}"
+        say(name, remote.told)
         self._remote[name] = remote
 
     async def _send(self, remote: Remote, code: str, parcels: Mapping[str, Parcel]) -> str:
@@ -249,7 +271,7 @@ class ClusterSessions:
             raise
         return session
 
-    async def begin(self, name: str, descriptors: tuple[int, int, int], on_end: OnEnd) -> RemoteProcess | DialedProcess:
+    async def begin(self, name: str, descriptors: tuple[int, int, int], on_end: OnEnd) -> Ending:
         """Start a node with these descriptors as its standard streams."""
         remote = self._remote[name]
         return await remote.machine.start(
@@ -286,17 +308,9 @@ class ClusterSessions:
         remote = self._remote.get(name)
         if remote is None:
             return
-        incoming = await asyncio.to_thread(Incoming, folder)
-        whole = False
-        try:
-            argv = [remote.python, "-c", PACK, f"{remote.report.workdir}/runs/{self._run}"]
-            argv += [json.dumps(known_steps(folder)), "all" if everything else "checkpoints"]
-            done = await remote.machine.run(argv, out=incoming.take)
-            whole = done.code == 0
-            if not whole:
-                raise HostFailed(f"{name}: checkpoints could not be fetched: {done.words}")
-        finally:
-            await asyncio.to_thread(incoming.finish, whole=whole)
+        argv = [remote.python, "-c", PACK, f"{remote.report.workdir}/runs/{self._run}"]
+        argv += [json.dumps(known_steps(folder)), "all" if everything else "checkpoints"]
+        await receive(remote.machine, argv, folder)
 
     async def close(self) -> None:
         if self._gate is not None:
@@ -305,7 +319,12 @@ class ClusterSessions:
             await self.local.close()
 
 
-async def look(machine: Machine | DialedIn, name: str, node: Node, wanted: Sequence[str]) -> Report:
+def typed_there(word: str) -> str:
+    """What a person types on a machine that joins by hand."""
+    return f"type there: python -m smolcluster join={word}"
+
+
+async def look(machine: Reached, name: str, node: Node, wanted: Sequence[str]) -> Report:
     """Ask a machine what it is and has."""
     request = {"workdir": node.workdir or DEFAULT_WORKDIR, "packages": list(here()), "wanted": list(wanted)}
     question = json.dumps(request)
