@@ -54,7 +54,11 @@ class Command:
         self.process.wait()
         for reader in self._readers:
             reader.join()
-        for pid in self.pids().values():  # only after a test that has failed
+        self.end_nodes()
+
+    def end_nodes(self) -> None:
+        """Only after a test that has failed is there any node to end."""
+        for pid in self.pids().values():
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
 
