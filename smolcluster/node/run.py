@@ -202,7 +202,13 @@ class Node:
         self.process.report(event, of=self.me.name, **fields)
 
     def change_view(self, view: View, addresses: Mapping[str, Any], reason: str, curve_keys: Mapping[str, str]) -> None:
-        """Take over the controller's view, and hold links to whom the algorithm talks to."""
+        """Take over the controller's view, and hold links to whom the algorithm talks to.
+
+        A node that is started again hears first how things stood without it: what it would say on the strength of that,
+        the others would refuse.
+        """
+        if not self._viewed.is_set() and self.me not in view.members:
+            return
         links = []
         for member in view.members:
             if self.talks_to(member):
