@@ -154,6 +154,7 @@ def test_a_run_without_its_command_comes_to_the_same(cluster: Cluster, tmp_path:
     assert further.metrics[0]["step"] == int(str(summary["steps"])) + 1
 
 
+@isolated
 def test_nothing_is_left_when_the_conductor_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     with detached(cluster, tmp_path / "run", *LONG) as run:
         with Back.to(run, home=cluster.me) as watching:
@@ -270,33 +271,6 @@ def test_what_goes_wrong_before_it_is_left_is_told_at_once(
     assert nothing_left(cluster, 10) < 10
 
 
-@pytest.mark.parametrize(
-    ("nodes", "words", "said"),
-    [
-        ({"mini1": {"dials_only": True}}, (), "cluster.nodes.mini1.dials_only=True: must be false for the server of a"),
-        ({"mini1": {"manual": True}}, (), "cluster.nodes.mini1.manual=True: must be reached by SSH to leave the run"),
-        ({"mini3": {"manual": True}}, ("hydra.launcher.env=venv",), "hydra.launcher.env=venv: cannot be made on mini3"),
-        ({}, ("hydra.launcher.session=manual",), "cluster.nodes.mini1.manual=True: must be reached by SSH"),
-        ({}, ("seed=1,2",), "hydra.launcher.detach=True: leaves one run going; these words make 2"),
-        (
-            {},
-            ("pipeline=bench", "cluster=local"),
-            "hydra.launcher.detach=True: leaves one run going; pipeline=bench is",
-        ),
-        ({}, ("hydra.launcher.host=mini1",), "the machine of its server: hydra.launcher.host cannot be another one"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
-)
-def test_what_cannot_be_left_is_refused(
-    cluster: Cluster, tmp_path: Path, nodes: dict[str, dict[str, object]], words: tuple[str, ...], said: str
-) -> None:
-    cluster.write("unfit", {}, nodes)
-    with cluster.command(tmp_path / "run", DETACH, *WORDS, *words, cluster="unfit") as run:
-        assert run.finish() == 2
-    assert said in run.stderr
-    assert not left(cluster)
-
-
 def test_a_machine_may_join_a_run_that_was_left_by_hand(cluster: Cluster, tmp_path: Path) -> None:
     """It joins where the run is conducted, and so stays when the command has ended; as does a node of the person's."""
     host, own = cluster.hosts["mini3"], cluster.hosts["mini1"].address.rpartition(".")[0] + ".1"
@@ -316,6 +290,27 @@ def test_a_machine_may_join_a_run_that_was_left_by_hand(cluster: Cluster, tmp_pa
             joined.wait()
     assert whole(start.run)["digest"] == here.summary["digest"]
     assert nothing_left(cluster, 10) < 10
+
+
+def test_the_persons_machine_may_be_the_server(cluster: Cluster, tmp_path: Path) -> None:
+    own = cluster.hosts["mini1"].address.rpartition(".")[0] + ".1" if cluster.hosts.isolated else "127.0.0.1"
+    cluster.write("here", {}, {"mini1": {"ssh": None, "host": own}})
+    words = (*WORDS, "train.epochs=8")
+    here = command(tmp_path / "here", *words, "cluster.threads_per_node=1")
+    with cluster.command(tmp_path / "run", DETACH, *words, cluster="here") as start:
+        assert start.finish() == 0, "\n".join(start.lines) + start.stderr
+        back(cluster, start.run)
+    assert whole(start.run)["digest"] == here.summary["digest"]
+    assert nothing_left(cluster, 10) < 10
+
+
+def test_ctrl_c_before_it_is_left_ends_it(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.command(tmp_path / "run", DETACH, *LONG) as run:
+        run.wait_for("mini[23] is started")
+        os.killpg(run.process.pid, signal.SIGINT)
+        assert run.finish() == 130
+    assert not left(cluster)
+    assert not (run.run / "detached.json").exists()
 
 
 class Leaving(Command):

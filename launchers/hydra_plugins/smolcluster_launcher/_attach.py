@@ -24,7 +24,7 @@ from hydra_plugins.smolcluster_launcher._here import Reached
 from hydra_plugins.smolcluster_launcher._left import Left
 from hydra_plugins.smolcluster_launcher._mirror import fetch_run
 from hydra_plugins.smolcluster_launcher._session import Machines
-from hydra_plugins.smolcluster_launcher._ssh import SSHSession
+from hydra_plugins.smolcluster_launcher._ssh import HostFailed, SSHSession
 
 from smolcluster.cluster.controller import Outcome
 from smolcluster.errors import RunFailed, SmolclusterError
@@ -92,20 +92,27 @@ class Visit:
             await asyncio.gather(showing, gone, return_exceptions=True)
 
     async def show(self, session: SSHSession) -> str:
-        async for event in heard(session, self.left.node):
-            match own(event):
-                case "hello":
-                    self._late = time.time() - event["time"]
-                case "record":
-                    self.console.start(self.run(event["record"]), began=event["began"] + self._late)
-                case "over":
+        """What became of the run. RunFailed where that is not heard of any more."""
+        try:
+            async for event in heard(session, self.left.node):
+                if own(event) == "over":
                     return str(event["became"])
-                case _ if event["event"] == "note":
-                    self.console.note(event["message"])
-                case _:
-                    self.console.on_event({**event, "t": (event.get("t") or 0.0) + self._late})
-        why = f"{self.left.node}: {await said(session)}"
+                self.take(event)
+            why = f"{self.left.node}: {await said(session)}"
+        except HostFailed as error:
+            why = str(error)
         raise RunFailed(f"{why}; as far as is known from here, the run goes on: attach again")
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        match own(event):
+            case "hello":
+                self._late = time.time() - event["time"]
+            case "record":
+                self.console.start(self.run(event["record"]), began=event["began"] + self._late)
+            case _ if event["event"] == "note":
+                self.console.note(event["message"])
+            case _:
+                self.console.on_event({**event, "t": (event.get("t") or 0.0) + self._late})
 
     def run(self, record: Mapping[str, Any]) -> RunInfo:
         """The run as its record has it, in the directory that it has here."""

@@ -232,8 +232,11 @@ class Window:
     def _write(self) -> None:
         self._written = time.monotonic()
         beside = self._path.with_name(f"{LIVE}.part")
-        beside.write_text(dumps({"nodes": self._nodes, "errors": self._errors}))
-        beside.replace(self._path)
+        try:
+            beside.write_text(dumps({"nodes": self._nodes, "errors": self._errors}))
+            beside.replace(self._path)
+        except OSError:  # the records are in the same folder, and whoever writes those says what is wrong with it
+            beside.unlink(missing_ok=True)
 
 
 class Leash:

@@ -109,6 +109,9 @@ class ReadySessions(ClusterSessions):
     def _is_far(self, name: str) -> bool:
         return True
 
+    def _is_manual(self, name: str) -> bool:
+        return False  # those are not among the machines that are made ready
+
     async def _prepare(self, name: str, parcels: Mapping[str, Parcel], say: Say) -> None:
         node = self.spec.cluster.node(name)
         if not node.is_here:
