@@ -27,7 +27,7 @@ def come_back(words: Sequence[str]) -> int:
     status, reason = str(summary.get("status")), str(summary.get("reason") or "")
     if status == "detached":
         tell(left_going(folder, reason), sys.stdout)
-    elif reason:
+    elif reason and not (sys.stdout.isatty() and sys.stderr.isatty()):  # there the table above has told it
         tell(f"smolcluster: {reason}", sys.stderr)
     tell(brief(folder), sys.stdout)
     return 130 if status == "detached" else EXIT_CODES.get(status, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,15 @@ def test_jobs_that_are_no_single_run(pipeline: str, total: int, sweeper: str, ho
     (problem,) = wrong(SmolclusterLauncherConf(host=host), pipeline, total, sweeper)
     assert str(problem).startswith(f"hydra.launcher.detach=True: {said}")
     assert not list(wrong(SmolclusterLauncherConf(), "evaluate", 1, BASIC))
+
+
+@pytest.mark.parametrize("module", ["hydra_plugins.smolcluster_launcher._conductor", "smolcluster.node.keeper"])
+def test_what_runs_elsewhere_needs_what_nodes_need(module: str) -> None:
+    """Hydra, Fabric and what draws are on the person's machine only."""
+    other = ("hydra", "fabric2", "paramiko", "rich", "matplotlib", "filelock", "torch")
+    code = f"import sys, {module}; print([name for name in {other!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_sweep_is_refused_before_its_first_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
