@@ -271,13 +271,25 @@ def test_what_goes_wrong_before_it_is_left_is_told_at_once(
     assert nothing_left(cluster, 10) < 10
 
 
-def test_a_machine_may_join_a_run_that_was_left_by_hand(cluster: Cluster, tmp_path: Path) -> None:
-    """It joins where the run is conducted, and so stays when the command has ended; as does a node of the person's."""
+def test_a_machine_may_join_a_run_that_was_left_by_hand(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It joins where the run is conducted, and so stays when the command has ended; as does a node of the person's.
+
+    Both have what the person's command needs: a module of the person's own, and the checkpoint to go on from.
+    """
     host, own = cluster.hosts["mini3"], cluster.hosts["mini1"].address.rpartition(".")[0] + ".1"
     own = own if cluster.hosts.isolated else "127.0.0.1"
     cluster.write("by_hand", {}, {"mini2": {"ssh": None, "host": own}, "mini3": {"manual": True, "ssh": None}})
-    words = (*WORDS, "train.epochs=8")
-    here = command(tmp_path / "here", *words, "cluster.threads_per_node=1")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "blobs.py").write_text(
+        "import numpy as np\n\n\ndef load():\n    y = np.arange(400) % 2\n"
+        "    x = y[:, None] + np.zeros((400, 3), dtype=np.float32)\n    return (x, y), (x, y)\n"
+    )
+    data = ("data=custom", "data.target=blobs:load", "cluster.threads_per_node=1")
+    first = command(tmp_path / "first", *WORDS, *data, "train.max_steps=5")
+    words = (*WORDS, f"resume={first.run}", "train.max_steps=50")
+    here = command(tmp_path / "here", *words)
     with cluster.command(tmp_path / "run", DETACH, *words, cluster="by_hand") as start:
         word = start.wait_for("mini3: type there: python -m smolcluster join=").rpartition(" ")[2]
         joined = host.popen([sys.executable, "-m", "smolcluster", word])

@@ -103,6 +103,10 @@ def _joins_by_hand(spec: RunSpec, name: str, options: Options) -> bool:
 class ReadySessions(ClusterSessions):
     """Makes the machines of a run ready, this one among them, and starts nothing on them."""
 
+    def __init__(self, spec: RunSpec, options: Options, machines: Machines, needs: Needs) -> None:
+        super().__init__(spec, options, machines, None)
+        self.needs = needs
+
     def remote(self, name: str) -> Remote:
         return self._remote[name]
 
@@ -127,7 +131,7 @@ class ReadySessions(ClusterSessions):
             report=report,
             python=sys.executable,
             environment=environment,
-            paths={key: str(parcel.path) for key, parcel in parcels.items()},
+            paths={key: str(path) for key, path in self.needs.paths.items()},
             told=told,
         )
 
@@ -185,7 +189,7 @@ class Departure:
     async def make_ready(self) -> None:
         if self.spec.cluster.is_local:
             return
-        sessions = ReadySessions(self.spec, self.options, self.machines, None)
+        sessions = ReadySessions(self.spec, self.options, self.machines, self.job.needs)
         names = [name for name in self.names if not _joins_by_hand(self.spec, name, self.options)]
         await sessions.open(names, self.job.run, self.job.needs, self.say)
         self.ready = {name: sessions.remote(name) for name in names}
