@@ -53,7 +53,7 @@ def everything(host: Host) -> dict[int, str]:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if alive(pid) and any("smolcluster" in word for word in words):
+        if alive(pid) and any(mark in word for word in words for mark in ("smolcluster", "class Follower")):
             found[pid] = " ".join(words)[:120]
     return found
 
@@ -69,8 +69,13 @@ def mine(cluster: Cluster) -> dict[int, str]:
     return found
 
 
+def those(host: Host, words: str) -> list[int]:
+    """Processes on a host with these words on their command line."""
+    return [pid for pid, line in everything(host).items() if words in f"{line} "]
+
+
 def conductor(host: Host) -> int:
-    (pid,) = [pid for pid, words in everything(host).items() if "_conductor" in words]
+    (pid,) = those(host, "_conductor")
     return pid
 
 
@@ -192,26 +197,37 @@ def test_the_run_does_not_need_the_persons_machine(cluster: Cluster, tmp_path: P
 
 @isolated
 def test_what_dies_is_named_comes_back_or_is_done_without(cluster: Cluster, tmp_path: Path) -> None:
-    host = cluster.hosts["mini3"]
-    with detached(cluster, tmp_path / "run", *LONG) as run, Back.to(run, home=cluster.me) as watching:
-        watching.wait_for("step 2")
-        (pid,) = [pid for pid, words in everything(cluster.hosts["mini2"]).items() if words.endswith(".node ")]
-        os.kill(pid, signal.SIGKILL)
-        watching.wait_for("mini2 lost: killed", within=10)
-        watching.wait_for("mini2 joined at step [1-9]")
-        host.kill()
-        try:
-            began = time.monotonic()
-            watching.wait_for("mini3 lost", within=15)
-            assert time.monotonic() - began < 10
-            so_far = len(watching.lines)
-            watching.wait_until(lambda: any("step " in line for line in watching.lines[so_far:]), "a step without it")
-            back(cluster, run, "stop", code=130)
-            assert watching.finish() == 130
-        finally:
-            host.link(up=True)
-            host.start()
-        assert nothing_left(cluster, 10) < 10
+    one, two, three = (cluster.hosts[name] for name in ("mini1", "mini2", "mini3"))
+    with detached(cluster, tmp_path / "run", *LONG) as run:
+        with Back.to(run, home=cluster.me) as watching:
+            watching.wait_for("step 2")
+            (watcher,) = set(everything(one)) - {conductor(one), *those(one, "smolcluster.node")}
+            os.kill(watcher, signal.SIGKILL)
+            assert watching.finish() == 1
+        assert watching.stderr.startswith(
+            "smolcluster: mini1: watching has ended there (killed by a signal); as far as"
+        )
+        with Back.to(run, home=cluster.me) as watching:
+            watching.wait_for("step 2")
+            os.kill(those(two, "smolcluster.node ")[0], signal.SIGKILL)
+            watching.wait_for("mini2 lost: killed", within=10)
+            watching.wait_for("mini2 joined at step [1-9]")
+            three.kill()
+            try:
+                began = time.monotonic()
+                watching.wait_for("mini3 lost", within=15)
+                assert time.monotonic() - began < 10
+                so_far = len(watching.lines)
+                watching.wait_until(lambda: any("step " in line for line in watching.lines[so_far:]), "a step")
+                os.kill(those(two, "smolcluster.node.keeper ")[0], signal.SIGKILL)
+                watching.wait_for("mini2 lost: the connection to mini2 is lost", within=10)
+                back(cluster, run, "stop", code=130)
+                assert watching.finish() == 130
+            finally:
+                three.link(up=True)
+                three.start()
+        assert whole(run)["status"] == "interrupted"
+        assert nothing_left(cluster, 15) < 15
 
 
 def test_two_watch_one_stands_still_one_leaves_one_ends_it(cluster: Cluster, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class Visit:
                 if own(event) == "over":
                     return str(event["became"])
                 self.take(event)
-            why = f"{self.left.node}: {await said(session)}"
+            why = f"{self.left.node}: watching has ended there ({await said(session)})"
         except HostFailed as error:
             why = str(error)
         raise RunFailed(f"{why}; as far as is known from here, the run goes on: attach again")
