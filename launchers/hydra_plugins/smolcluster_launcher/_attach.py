@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra_plugins.smolcluster_launcher import _follow
-from hydra_plugins.smolcluster_launcher._conductor import LOG
 from hydra_plugins.smolcluster_launcher._detach import heard, keep_saying, own
 from hydra_plugins.smolcluster_launcher._here import Reached
 from hydra_plugins.smolcluster_launcher._left import Left
 from hydra_plugins.smolcluster_launcher._mirror import fetch_run
+from hydra_plugins.smolcluster_launcher._order import LOG
 from hydra_plugins.smolcluster_launcher._session import Machines
 from hydra_plugins.smolcluster_launcher._ssh import HostFailed, SSHSession
 

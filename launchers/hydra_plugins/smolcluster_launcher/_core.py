@@ -23,7 +23,7 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.smolcluster_launcher import NO_DESK, _detach
+from hydra_plugins.smolcluster_launcher import NO_DESK, _detach, _leavable
 from hydra_plugins.smolcluster_launcher._allot import Allotment, allot, never
 from hydra_plugins.smolcluster_launcher._desk import Desk
 from hydra_plugins.smolcluster_launcher._here import importable
@@ -85,7 +85,7 @@ class Sweep:
         total = max(first + len(batch), gathering.total if gathering is not None else 0)
         chosen = batch[0].config.hydra.runtime.choices
         sweeper = str(self.config.hydra.sweeper._target_)
-        if problems := list(_detach.wrong(self.options, str(chosen.get("pipeline")), total, sweeper)):
+        if problems := list(_leavable.wrong(self.options, str(chosen.get("pipeline")), total, sweeper)):
             raise ConfigError(problems)
 
     @contextmanager

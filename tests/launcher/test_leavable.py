@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra_plugins.smolcluster_launcher._detach import unfit, wrong
+from hydra_plugins.smolcluster_launcher._leavable import unfit, wrong
 from hydra_plugins.smolcluster_launcher._session import Options
 from hydra_plugins.smolcluster_launcher.config import SmolclusterLauncherConf
 
