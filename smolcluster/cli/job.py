@@ -5,6 +5,7 @@ A module of its own, so that a process of its own can run it.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ from smolcluster.pipeline import jobs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+COMMAND = "python -m smolcluster"
 
 
 class JobFailed(RunFailed):
@@ -34,6 +38,18 @@ def smolcluster(config: DictConfig) -> float | None:
         raise RunFailed(f"the controller: {error}") from error
 
 
+def left_going(folder: Path, reason: str) -> str:
+    """What is to be known of a run that goes on without the command."""
+    shown = brief(folder)
+    return f"{reason}\nto come back:  {COMMAND} attach={shown}\nto end it:     {COMMAND} stop={shown}"
+
+
+def brief(folder: Path) -> str:
+    """A directory as one types it from here."""
+    shown = os.path.relpath(folder)
+    return str(folder) if shown.startswith("..") else shown
+
+
 def _run(config: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
@@ -44,7 +60,7 @@ def _run(config: DictConfig) -> float | None:
     overrides = list(hydra.overrides.task)
     spec = spec_of(config, {str(k): str(v) for k, v in hydra.runtime.choices.items()}, overrides)
     folder = Path(hydra.runtime.output_dir).absolute()
-    if (folder / "run_spec.json").exists():
+    if any((folder / name).exists() for name in ("run_spec.json", jobs.DETACHED)):
         rule = "holds a run already: two runs must not share a directory"
         raise ConfigError([Problem(key="hydra.sweep.dir", value=folder, rule=rule)])
     place = Place(folder=folder, overrides=overrides, number=int(hydra.job.num))
@@ -61,6 +77,8 @@ def _run(config: DictConfig) -> float | None:
             summary=result.summary or {"status": result.outcome.status, "reason": result.outcome.reason},
         )
     )
+    if result.summary.get("status") == "detached":
+        tell(left_going(folder, result.summary["reason"]), sys.stdout)
     if result.outcome.status == "interrupted":
         raise KeyboardInterrupt
     if result.outcome.status == "failed":

@@ -23,6 +23,9 @@ ONLY_SHOW = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--s
 """With one of these Hydra only shows something: nothing is validated and nothing runs."""
 TAKES_VALUE = ("--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 
+BACK = ("attach", "stop")
+"""Words that are about a run that was left going."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Messages go to standard error, one per problem."""
@@ -52,6 +55,10 @@ def _main(words: list[str]) -> int:
         return 0
     if words and words[0].startswith("join="):
         return _join(words)
+    if any(word.partition("=")[0] in BACK for word in words):
+        from smolcluster.cli.back import come_back
+
+        return come_back(words)
     earlier.refuse(words)
     if any(word.split("=")[0] in ONLY_SHOW for word in words):
         return _show(words)
@@ -150,6 +157,7 @@ def _show(words: Sequence[str]) -> int:
 
 def _conclude(jobs: Jobs) -> int:
     """The table of a sweep, and the last line: where everything is."""
+    from smolcluster.cli.job import brief
     from smolcluster.tracking.tables import comparison_table, show
 
     finished = jobs.in_order
@@ -164,8 +172,7 @@ def _conclude(jobs: Jobs) -> int:
         with suppress(OSError):  # whoever read the output has gone
             show(sys.stdout, comparison_table(rows))
         _write_comparison(folder, rows)
-    shown = os.path.relpath(folder)
-    tell(shown if not shown.startswith("..") else str(folder), sys.stdout)
+    tell(brief(folder), sys.stdout)
     return max(job.exit_code for job in finished)
 
 

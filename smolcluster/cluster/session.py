@@ -191,6 +191,10 @@ class Pipes:
 
     def close(self) -> None:
         self._stdin.close()
+        for reader in (self._stdout, self._stderr):
+            transport = getattr(reader, "_transport", None)  # it closes itself at the end of the stream, and only there
+            if transport is not None:
+                transport.close()
 
 
 async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:

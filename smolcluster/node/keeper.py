@@ -2,7 +2,11 @@
 
 ``python -m smolcluster join=<word>`` connects to the run's gate over TLS, makes sure by the pin in the word that it is
 the right one, shows its one-time token, and from then on does for the launcher what an SSH server does elsewhere: it
-starts processes, passes their streams on, and ends them. When the connection ends, so do they.
+starts processes, passes their streams on, and ends them. When the connection ends, so do they; a connection on which
+nothing comes for :data:`SILENT_S` has ended.
+
+A machine of a detached run joins in the same way, without anybody typing there: ``python -m smolcluster.node.keeper``
+is started over SSH, is given its word on standard input, and goes on when that SSH connection is closed.
 
 Frames: a kind (1 byte), a channel (4 bytes), a length (4 bytes), and so many bytes. A channel is one process.
 """
@@ -18,11 +22,12 @@ import os
 import ssl
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from smolcluster.errors import RunFailed
+from smolcluster.errors import RunFailed, SmolclusterError
+from smolcluster.node.control import Events, split_streams
 
 HEADER = struct.Struct("!BII")
 MAX_PAYLOAD = 1 << 20
@@ -34,10 +39,14 @@ MAX_QUEUED = 16
 GREETING_S = 20.0
 LEAVE_S = 15.0
 """After the connection has ended, processes have that time to end by themselves."""
+PING_S = 5.0
+"""How often each end says that it is there."""
+SILENT_S = 60.0
+"""A connection on which nothing has come for so long is dead, though nobody has said so (a cable, a power cut)."""
 
 
 class Kind(IntEnum):
-    """What a frame is. The launcher sends the first four, the keeper the others."""
+    """What a frame is. The launcher sends the first four, the keeper the next three, and both send pings."""
 
     START = 1
     INPUT = 2
@@ -46,6 +55,7 @@ class Kind(IntEnum):
     OUTPUT = 5
     ERRORS = 6
     EXIT = 7
+    PING = 8
 
 
 class Frame(NamedTuple):
@@ -59,14 +69,24 @@ def pack(kind: Kind, channel: int, payload: bytes = b"") -> bytes:
 
 
 async def read_frame(reader: asyncio.StreamReader) -> Frame | None:
-    """The next frame; None at the end. ValueError where what comes is none."""
+    """The next frame; None at the end, and after :data:`SILENT_S` without one. ValueError where what comes is none."""
     try:
-        kind, channel, length = HEADER.unpack(await reader.readexactly(HEADER.size))
-        if length > MAX_PAYLOAD:
-            raise ValueError(f"a frame of {length} bytes")
-        return Frame(Kind(kind), channel, await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError):
+        async with asyncio.timeout(SILENT_S):
+            kind, channel, length = HEADER.unpack(await reader.readexactly(HEADER.size))
+            if length > MAX_PAYLOAD:
+                raise ValueError(f"a frame of {length} bytes")
+            return Frame(Kind(kind), channel, await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, OSError):  # TimeoutError is an OSError
         return None
+
+
+async def keep_pinging(writer: asyncio.StreamWriter) -> None:
+    """Say every now and then that this end is there; what the other end does not take is not piled up."""
+    with contextlib.suppress(OSError):
+        while True:
+            writer.write(pack(Kind.PING, 0))
+            await writer.drain()
+            await asyncio.sleep(PING_S)
 
 
 class Invitation(NamedTuple):
@@ -114,10 +134,12 @@ class Keeper:
 
     async def serve(self) -> None:
         """Until the connection ends; then nothing that was started here is left."""
+        pinging = asyncio.create_task(keep_pinging(self._writer), name="pings")
         try:
             while frame := await read_frame(self._reader):
                 await self._take(frame)
         finally:
+            pinging.cancel()
             ends = [asyncio.create_task(queue.put(b"")) for queue in self._inputs.values()]
             if self._tasks:
                 await asyncio.wait(self._tasks.values(), timeout=LEAVE_S)
@@ -198,8 +220,8 @@ class Keeper:
             await self._writer.drain()
 
 
-async def join(invitation: Invitation) -> None:
-    """Join, and serve until the run is over. RunFailed says why that is not possible."""
+async def join(invitation: Invitation, joined: Callable[[], None] = lambda: None) -> None:
+    """Join, call ``joined``, and serve until the run is over. RunFailed says why that is not possible."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the pin says more than a chain would
@@ -223,4 +245,41 @@ async def join(invitation: Invitation) -> None:
     if "welcome" not in answer:
         writer.close()
         raise RunFailed(f"{where} refuses: {answer.get('refused', 'it has ended')}")
+    joined()
     await Keeper(reader, writer).serve()
+
+
+def main() -> None:
+    """Join with the word in the JSON line on standard input, say hello, and go on without whoever has started this."""
+    commands, events = split_streams()
+    with os.fdopen(commands, "rb") as lines:
+        line = lines.readline()
+    if not line.endswith(b"\n"):
+        return  # whoever has started this was gone before saying what for
+    order, report = json.loads(line), Events(events)
+
+    def joined() -> None:
+        report("hello", pid=os.getpid())
+        report.close()
+        stay(order["log"])
+
+    try:
+        asyncio.run(join(Invitation.parse(order["word"]), joined))
+    except SmolclusterError as error:
+        sys.exit(str(error))
+
+
+def stay(log: str) -> None:
+    """Be a process of nobody's session, whose words go to the file ``log``: it outlives whoever has started it."""
+    os.makedirs(os.path.dirname(log), exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+    if hasattr(os, "setsid"):
+        with contextlib.suppress(PermissionError):  # it leads a session of its own already
+            os.setsid()
+
+
+if __name__ == "__main__":
+    main()

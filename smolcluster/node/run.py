@@ -223,10 +223,11 @@ class Node:
     def change_view(self, command: Mapping[str, Any]) -> None:
         """Take over the controller's view, and hold links to whom the algorithm talks to.
 
-        A view without this node is for the others: they would refuse who is no member yet.
+        A node that joins hears first how things stand without it: what it would say on the strength of that, the others
+        would refuse.
         """
         members = tuple(Member(**each) for each in command["members"])
-        if self.me not in members:
+        if not self._viewed.is_set() and self.me not in members:
             return
         passive, links = frozenset(command.get("passive", ())), []
         for member in members:

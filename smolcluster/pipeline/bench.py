@@ -104,7 +104,7 @@ class Timing:
 class Silent:
     """A console that shows nothing: the bench says what matters."""
 
-    def start(self, run: object) -> None:
+    def start(self, run: object, *, began: float | None = None) -> None:
         return
 
     def on_event(self, event: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ class Progress:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def start(self, run: object) -> None:
+    def start(self, run: object, *, began: float | None = None) -> None:
         return
 
     def on_event(self, event: Mapping[str, Any]) -> None:

@@ -9,11 +9,12 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import smolcluster
 from smolcluster.cluster.controller import Controller, Job, Outcome, roster
@@ -39,11 +40,34 @@ class Place:
     folder: Path
     overrides: Sequence[str] = ()
     number: int = 0
+    home: Path | None = None
+    """What the person knows ``folder`` as, where that is on another machine."""
+
+    @property
+    def known_as(self) -> Path:
+        return self.home or self.folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What is known of a run only where it was asked for, which may be on another machine than it is conducted on."""
+
+    revision: str | None
+    """The commit of the checkout."""
+    digest_before: str | None
+    """Of the final weights of the run that this one is a rerun of."""
+
+    @classmethod
+    def here(cls, spec: RunSpec) -> Origin:
+        return cls(revision=git_revision(), digest_before=None if spec.rerun is None else digest_of(spec.rerun))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run hands back. ``metric`` is what a sweeper minimises: the final validation loss."""
+    """What a run hands back. ``metric`` is what a sweeper minimises: the final validation loss.
+
+    Of a run that has been left going, ``summary`` has the status ``detached`` and nothing of what it may come to.
+    """
 
     outcome: Outcome
     folder: Path
@@ -57,6 +81,16 @@ class Result:
         return float(value) if isinstance(value, (int, float)) else None
 
 
+class Leave(Protocol):
+    """Starts a run somewhere and leaves it going there."""
+
+    def __call__(self, spec: RunSpec, place: Place, job: Job) -> Result: ...
+
+
+leaver: ContextVar[Leave | None] = ContextVar("leaver", default=None)
+"""Set by a launcher that conducts runs elsewhere."""
+
+
 def conduct(
     spec: RunSpec,
     place: Place,
@@ -66,19 +100,30 @@ def conduct(
 ) -> Result:
     """Run ``spec`` on its nodes and wait for the end. Ctrl-C stops it politely, a second one at once."""
     preflight(spec)
-    members = roster(spec, purpose)
-    threads = spec.cluster.threads_per_node or max(1, (os.cpu_count() or 1) // processes(spec, purpose))
     resume = str(checkpoint_of(spec.resume)) if spec.resume else None
     job = Job(
         run=f"{place.folder.name}-{secrets.token_hex(4)}",
         folder=place.folder,
         cache=cache_folder(),
-        threads=threads,
+        threads=threads_here(spec, purpose),
         resume=resume,
         purpose=purpose,
         needs=Needs() if spec.cluster.is_local else needs_of(spec, resume),
     )
-    nodes = [
+    leave = leaver.get()
+    if leave is not None:
+        return leave(spec, place, job)
+    return see_through(spec, place, job, Origin.here(spec), console)
+
+
+def threads_here(spec: RunSpec, purpose: str) -> int:
+    """Compute threads for each node of this machine."""
+    return spec.cluster.threads_per_node or max(1, (os.cpu_count() or 1) // processes(spec, purpose))
+
+
+def infos(spec: RunSpec, purpose: str) -> list[NodeInfo]:
+    """The nodes of a run as people know them."""
+    return [
         NodeInfo(
             name=member.name,
             role=member.role,
@@ -86,18 +131,30 @@ def conduct(
             host=platform.node() if spec.cluster.nodes is None else member.name,
             device=spec.cluster.node(member.name).device,
         )
-        for member in members
+        for member in roster(spec, purpose)
     ]
-    run = RunInfo.of(spec, path=place.folder, run_id=job.run, nodes=nodes, purpose=purpose)
+
+
+def see_through(
+    spec: RunSpec,
+    place: Place,
+    job: Job,
+    origin: Origin,
+    console: Console | None = None,
+    until: Callable[[], Awaitable[None]] | None = None,
+) -> Result:
+    """Conduct a run from this process. When ``until`` comes back, it is stopped politely."""
+    purpose = job.purpose
+    run = RunInfo.of(spec, path=place.folder, run_id=job.run, nodes=infos(spec, purpose), purpose=purpose)
     try:
         tracking = Tracking.of(spec, run, console or console_for(sys.stdout), plot=purpose == "train")
     except OSError as error:
         raise unwritable(place.folder, error) from error
-    record = Record(spec, place, job)
+    record = Record(spec, place, job, origin)
     tracking.start(record.plain())
     if job.resume is not None:
-        origin = {"event": "journal", "kind": "resumed", "peer": job.resume, "step": None}
-        tracking.on_event({**origin, "node": "controller", "role": "controller", "rank": 0})
+        resumed = {"event": "journal", "kind": "resumed", "peer": job.resume, "step": None}
+        tracking.on_event({**resumed, "node": "controller", "role": "controller", "rank": 0})
     facts: dict[str, Any] = {}
 
     def on_event(event: dict[str, Any]) -> None:
@@ -110,10 +167,10 @@ def conduct(
 
     outcome = Outcome(status="failed", reason="the controller failed")
     try:
-        outcome = asyncio.run(_control(spec, job, on_event))
+        outcome = asyncio.run(_control(spec, job, on_event, until))
     finally:
         digest = facts.get("digest")
-        rerun = compared_with(spec.rerun, digest) if spec.rerun is not None else {}
+        rerun = compared_with(spec.rerun, origin.digest_before, digest) if spec.rerun is not None else {}
         reason = reason_with_checkpoint(outcome, place) if purpose == "train" else outcome.reason
         summary = tracking.finish(outcome.status, reason, digest=digest, also=rerun)
     return Result(
@@ -125,10 +182,22 @@ def conduct(
     )
 
 
-async def _control(spec: RunSpec, job: Job, on_event: Any) -> Outcome:
+async def _control(
+    spec: RunSpec, job: Job, on_event: Any, until: Callable[[], Awaitable[None]] | None = None
+) -> Outcome:
     controller = Controller(spec, job, sessions_for(spec, job.threads), on_event)
-    with heeded(controller.interrupt):
-        return await controller.run()
+
+    async def wait_for_a_wish() -> None:
+        if until is not None:
+            await until()
+            controller.interrupt()
+
+    waiting = asyncio.create_task(wait_for_a_wish(), name="wish to stop")
+    try:
+        with heeded(controller.interrupt):
+            return await controller.run()
+    finally:
+        waiting.cancel()
 
 
 @contextmanager
@@ -170,9 +239,8 @@ def cache_folder() -> Path:
     return Path(base) / "smolcluster"
 
 
-def compared_with(source: str, digest: str | None) -> dict[str, Any]:
+def compared_with(source: str, before: str | None, digest: str | None) -> dict[str, Any]:
     """Whether a rerun has come to the same weights; None where one of the two has no final weights."""
-    before = digest_of(source)
     return {"rerun": {"of": source, "identical": None if before is None or digest is None else before == digest}}
 
 
@@ -182,7 +250,7 @@ def reason_with_checkpoint(outcome: Outcome, place: Place) -> str:
         return outcome.reason
     latest = place.folder / "checkpoints" / "latest"
     if latest.exists():
-        return f"{outcome.reason}; {latest.resolve().name} is saved: go on with resume={place.folder}"
+        return f"{outcome.reason}; {latest.resolve().name} is saved: go on with resume={place.known_as}"
     return f"{outcome.reason}; no checkpoint was saved yet"
 
 
@@ -226,16 +294,15 @@ def unwritable(folder: Path | str, error: OSError) -> ConfigError:
 class Record:
     """``run_spec.json``: what was asked for, by whom it was run, and on what."""
 
-    def __init__(self, spec: RunSpec, place: Place, job: Job) -> None:
-        self.spec, self.place, self.job = spec, place, job
+    def __init__(self, spec: RunSpec, place: Place, job: Job, origin: Origin) -> None:
+        self.spec, self.place, self.job, self.origin = spec, place, job, origin
         self.nodes: dict[str, Any] = {}
-        self._revision = git_revision()
 
     def plain(self) -> dict[str, Any]:
         return {
             "run_id": self.job.run,
             "version": smolcluster.__version__,
-            "git": self._revision,
+            "git": self.origin.revision,
             "digest": self.spec.digest(),
             "overrides": list(self.place.overrides),
             "resumed_from": self.job.resume,

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 130}
+DETACHED = "detached.json"
+"""Where a run goes on that has been left; in the directory that it has here."""
+EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 130, "detached": 0}
+"""By status; a detached run has been left going, as it was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

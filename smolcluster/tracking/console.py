@@ -30,7 +30,8 @@ class Console(Protocol):
     Everything that came from a node is made harmless before it is printed.
     """
 
-    def start(self, run: RunInfo) -> None: ...
+    def start(self, run: RunInfo, *, began: float | None = None) -> None:
+        """``began``: when the run did, where that was before now."""
 
     def on_event(self, event: Event) -> None: ...
 
@@ -62,8 +63,8 @@ class PlainConsole:
         self._flood = Flood()
         self._told_states: set[tuple[str, str]] = set()
 
-    def start(self, run: RunInfo) -> None:
-        now = self._nodes_at = self._clock()
+    def start(self, run: RunInfo, *, began: float | None = None) -> None:
+        now = self._nodes_at = self._clock() if began is None else began
         self._board = Board(run, now)
         self._print(f"{run.algo} · {run.model} on {run.data} · {roles(self._board)}", now)
         self._print(f"directory {run.path}", now)

@@ -61,8 +61,8 @@ class LiveConsole:
         self._live: Live | None = None
         self._notes: list[str] = []
 
-    def start(self, run: RunInfo) -> None:
-        self._board = Board(run, self._clock())
+    def start(self, run: RunInfo, *, began: float | None = None) -> None:
+        self._board = Board(run, self._clock() if began is None else began)
         self._live = Live(
             get_renderable=self._picture,
             console=self._console,

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Command:
 
     def __enter__(self) -> Command:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "smolcluster", f"hydra.sweep.dir={self.folder}", *self.words],
+            [sys.executable, "-m", "smolcluster", *self.arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
@@ -54,9 +54,17 @@ class Command:
         self.process.wait()
         for reader in self._readers:
             reader.join()
-        for pid in self.pids().values():  # only after a test that has failed
+        self.end_nodes()
+
+    def end_nodes(self) -> None:
+        """Only after a test that has failed is there any node to end."""
+        for pid in self.pids().values():
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
+
+    @property
+    def arguments(self) -> Sequence[str]:
+        return (f"hydra.sweep.dir={self.folder}", *self.words)
 
     def _read(self) -> None:
         assert self.process.stdout is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -80,7 +81,8 @@ def save(run: Path, step: int, *, whole: bool = True) -> None:
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(bytes([step]) * 1000)
     if whole:
-        (folder / "state.json").write_text(json.dumps({"step": step}))
+        digest = hashlib.sha256(bytes([step]) * 1000).hexdigest()
+        (folder / "state.json").write_text(json.dumps({"step": step, "sha256": {"model.safetensors": digest}}))
 
 
 def fetch(there: Path, here: Path, what: str, *, cut: int | None = None) -> None:
@@ -109,7 +111,7 @@ def test_checkpoints_are_brought_back(tmp_path: Path) -> None:
     assert list(here.rglob("step-*")) == [], "half of a stream leaves nothing"
     fetch(there, here, "checkpoints")
     assert sorted(path.name for path in (here / "checkpoints").iterdir()) == ["best", "latest", "step-1", "step-2"]
-    assert (here / "checkpoints" / "latest" / "state.json").read_text() == '{"step": 2}'
+    assert json.loads((here / "checkpoints" / "latest" / "state.json").read_text())["step"] == 2
     assert not (here / "export").exists()
     save(there, 4)
     (there / "checkpoints" / "latest").unlink()

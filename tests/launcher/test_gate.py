@@ -9,10 +9,12 @@ import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
+from hydra_plugins.smolcluster_launcher import _gate
 from hydra_plugins.smolcluster_launcher._gate import DialedIn, Gate, address_towards
 from hydra_plugins.smolcluster_launcher._ssh import HostFailed
 
 from smolcluster.errors import RunFailed
+from smolcluster.node import keeper
 from smolcluster.node.keeper import Invitation, join
 
 PYTHON = sys.executable
@@ -102,6 +104,103 @@ def test_when_the_connection_ends_so_does_what_was_started() -> None:
         await keeper
 
     asyncio.run(asyncio.wait_for(lost(), 60))
+
+
+def test_a_connection_without_a_sign_of_life_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cable that is pulled says nothing. Both ends notice, and what was started over there ends."""
+    monkeypatch.setattr(keeper, "SILENT_S", 1.0)
+    monkeypatch.setattr(keeper, "PING_S", 0.1)
+    monkeypatch.setattr(keeper, "LEAVE_S", 0.1)
+
+    async def pulled() -> None:
+        gate = Gate("test")
+        await gate.open()
+        between = await Between.to(gate.port)
+        served = asyncio.create_task(join(gate.invite("mini2", "127.0.0.1")._replace(port=between.port)))
+        machine = gate.machine("mini2")
+        await machine.open()
+        running = asyncio.create_task(machine.run([PYTHON, "-c", "import time; time.sleep(60)"]))
+        await asyncio.sleep(1.5)
+        assert machine.connected, "pings are signs of life"
+        between.pulled = True
+        await asyncio.wait_for(served, 20)
+        assert (await running).code == -1
+        with pytest.raises(HostFailed, match="mini2: the connection is lost"):
+            await machine.open()
+        gate.close()
+        between.close()
+
+    asyncio.run(asyncio.wait_for(pulled(), 60))
+
+
+def test_a_process_on_a_machine_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gate, "KILL_S", 0.3)
+
+    async def pulled() -> None:
+        gate = Gate("test")
+        await gate.open()
+        between = await Between.to(gate.port)
+        served = asyncio.create_task(join(gate.invite("mini2", "127.0.0.1")._replace(port=between.port)))
+        machine = gate.machine("mini2")
+        await machine.open()
+        (stdin, our_in), (our_out, stdout), (our_err, stderr) = os.pipe(), os.pipe(), os.pipe()
+        ended: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+        argv = [PYTHON, "-u", "-c", "print(1); input()"]
+        process = await machine.start(
+            argv,
+            (stdin, stdout, stderr),
+            lambda code, how: ended.set_result((code, how)),
+            directory=None,
+            environment={},
+        )
+        assert await asyncio.to_thread(_read, our_out, 2) == b"1\n"
+        between.pulled = True
+        process.kill()
+        assert await ended == (-9, "mini2 does not answer any more")
+        between.close()
+        gate.close()
+        await served
+        process.close()
+        for descriptor in (our_in, our_out, our_err):
+            os.close(descriptor)
+
+    asyncio.run(asyncio.wait_for(pulled(), 60))
+
+
+class Between:
+    """Passes bytes on, until its cable is pulled: then nothing goes through, and nobody is told."""
+
+    def __init__(self) -> None:
+        self.pulled, self.port = False, 0
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def to(cls, port: int) -> Between:
+        between = cls()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+            between._writers += [writer, far_writer]
+            for source, target in ((reader, far_writer), (far_reader, writer)):
+                between._tasks.append(asyncio.create_task(between._pass_on(source, target)))
+
+        between._server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        between.port = between._server.sockets[0].getsockname()[1]
+        return between
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            if not self.pulled:
+                writer.write(data)
+                await writer.drain()
+
+    def close(self) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+        for task in self._tasks:
+            task.cancel()
 
 
 def test_who_is_let_in() -> None:

@@ -23,9 +23,11 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.smolcluster_launcher import NO_DESK
+from hydra_plugins.smolcluster_launcher import NO_DESK, _detach, _leavable
 from hydra_plugins.smolcluster_launcher._allot import Allotment, allot, never
 from hydra_plugins.smolcluster_launcher._desk import Desk
+from hydra_plugins.smolcluster_launcher._guests import unwelcoming, wrong_guests
+from hydra_plugins.smolcluster_launcher._here import importable
 from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
 from hydra_plugins.smolcluster_launcher._ssh import SSHSession, Target, first_word
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -33,9 +35,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from smolcluster.cluster.session import LocalProcesses, Session, Sessions, local_sessions, opener
 from smolcluster.errors import ConfigError, Problem, RunFailed
 from smolcluster.pipeline import jobs
+from smolcluster.pipeline.job import leaver
 from smolcluster.pipeline.jobs import Finished
-from smolcluster.spec.build import options as component_classes
-from smolcluster.spec.validate import either
 
 if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
@@ -71,15 +72,26 @@ class Sweep:
             raise ConfigError(problems)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         batch = [self.compose(number, overrides) for number, overrides in enumerate(job_overrides, first)]
+        if self.options.detach:
+            self.refuse_to_detach(batch, first)
         log.info("Launching %d jobs", len(batch))
-        if self.options.max_concurrent == 1 and self.options.host is None:
+        if self.options.detach or (self.options.max_concurrent == 1 and self.options.host is None):
             with self.machines():
                 return [self.run_here(job) for job in batch]
         return asyncio.run(self.run_beside(batch))
 
+    def refuse_to_detach(self, batch: Sequence[Job], first: int) -> None:
+        """ConfigError where these are no jobs that can be left going."""
+        gathering = jobs.current.get()
+        total = max(first + len(batch), (gathering.total or 0) if gathering is not None else 0)
+        chosen = batch[0].config.hydra.runtime.choices
+        sweeper = str(self.config.hydra.sweeper._target_)
+        if problems := list(_leavable.wrong(self.options, str(chosen.get("pipeline")), total, sweeper)):
+            raise ConfigError(problems)
+
     @contextmanager
     def machines(self) -> Iterator[None]:
-        """While it lasts, runs can start nodes on other machines; each is connected to once."""
+        """While it lasts, runs can start nodes on other machines, or be left there; each is connected to once."""
         machines, options = Machines(self.options.connect_timeout_s), machine_options(self.options)
 
         def make(spec: RunSpec, threads: int) -> Sessions:
@@ -88,10 +100,13 @@ class Sweep:
             return ClusterSessions(spec, options, machines, local_sessions(threads))
 
         before = opener.set(make)
+        leaving = _detach.Detach(options, machines, self.options.connect_timeout_s) if self.options.detach else None
+        stayed = leaver.set(leaving)
         try:
             yield
         finally:
             opener.reset(before)
+            leaver.reset(stayed)
             machines.close()
 
     def compose(self, number: int, overrides: Sequence[str]) -> Job:
@@ -244,11 +259,6 @@ class Lead:
             sys.stdout.flush()
 
 
-def importable() -> list[str]:
-    """Where modules are found: a task may be in any of these places."""
-    return [str(Path(entry).absolute()) for entry in sys.path]
-
-
 def machine_options(options: DictConfig) -> Options:
     names = (field.name for field in fields(Options))
     return Options(**{name: options[name] for name in names})
@@ -294,27 +304,6 @@ def note(returned: JobReturn, job: Job) -> None:
     reason = "; ".join(str(failure).splitlines()) if failure is not None else ""
     finished = Finished.read(number=job.number, folder=folder, overrides=job.overrides, reason=reason)
     jobs.note(replace(finished, reason="") if isinstance(failure, JobFailed) else finished)
-
-
-def unwelcoming(spec: RunSpec, guests: int) -> Iterable[Problem]:
-    """Why nobody can join a run of ``spec`` while it is under way."""
-    key = "hydra.launcher.guests"
-    if guests and not spec.algo.takes_guests:
-        able = [name for name, cls in component_classes("algo").items() if getattr(cls, "takes_guests", False)]
-        rule = f"must be 0 with algo={spec.choices.get('algo')}: its workers are there from the start"
-        yield Problem(key=key, value=guests, rule=rule, nearest=f"algo={either(able)}")
-    if guests and spec.cluster.nodes is None:
-        rule = "must be 0 with nodes that only this machine reaches: name them with addresses (docs/cluster_setup.md)"
-        yield Problem(key=key, value=guests, rule=rule, nearest="0")
-
-
-def wrong_guests(options: DictConfig) -> Iterable[Problem]:
-    key = "hydra.launcher.guests"
-    if not 0 <= options.guests <= MAX_CONCURRENT:
-        yield Problem(key=key, value=options.guests, rule=f"must be >= 0 and <= {MAX_CONCURRENT}", nearest="0")
-    elif options.guests and options.max_concurrent > 1:
-        rule = "must be 0 with hydra.launcher.max_concurrent > 1: a guest joins the one run that goes on"
-        yield Problem(key=key, value=options.guests, rule=rule, nearest="0")
 
 
 def wrong(options: DictConfig) -> Iterable[Problem]:

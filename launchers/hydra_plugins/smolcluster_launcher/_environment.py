@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from hydra_plugins.smolcluster_launcher._gate import DialedIn
+from hydra_plugins.smolcluster_launcher._here import Reached
 from hydra_plugins.smolcluster_launcher._preflight import Report
-from hydra_plugins.smolcluster_launcher._ssh import HostFailed, Machine
+from hydra_plugins.smolcluster_launcher._ssh import HostFailed
 
 SILENT_S = 900.0
 """The longest that an installer may say nothing: it may be fetching a package of gigabytes."""
@@ -94,7 +94,7 @@ def marker(name: str) -> str:
 
 
 async def make(
-    machine: Machine | DialedIn,
+    machine: Reached,
     report: Report,
     environment: Environment,
     wheelhouse: str | None,

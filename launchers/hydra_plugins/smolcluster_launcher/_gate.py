@@ -19,11 +19,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hydra_plugins.smolcluster_launcher._ssh import Done, HostFailed, OnEnd
+from hydra_plugins.smolcluster_launcher._ssh import KILL_S, Done, HostFailed, OnEnd
 
 from smolcluster.cluster.pipes import pipe_reader, pipe_writer
 from smolcluster.comms.security import Authority
-from smolcluster.node.keeper import GREETING_S, MAX_LINE, Invitation, Kind, pack, pin_of, read_frame
+from smolcluster.node.keeper import GREETING_S, MAX_LINE, Invitation, Kind, keep_pinging, pack, pin_of, read_frame
 
 CHUNK_BYTES = 1 << 16
 
@@ -101,7 +101,7 @@ class DialedIn:
     def __init__(self, name: str) -> None:
         self.name, self.python, self.address = name, "", ""
         self._writer: asyncio.StreamWriter | None = None
-        self._here = asyncio.Event()
+        self._here, self._lost = asyncio.Event(), False
         self._numbers = itertools.count(1)
         self._channels: dict[int, Conversation] = {}
 
@@ -110,13 +110,16 @@ class DialedIn:
         return self._writer is not None and not self._writer.is_closing()
 
     async def open(self) -> None:
-        """Wait until it has joined."""
+        """Wait until it has joined. HostFailed where it was there and is gone: its invitation is used up."""
+        if self._lost:
+            raise HostFailed(f"{self.name}: the connection is lost")
         await self._here.wait()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, python: str) -> None:
         """Take frames until the connection ends, which is the end of everything over there."""
         self._writer, self.python = writer, python
         self._here.set()
+        pinging = asyncio.create_task(keep_pinging(writer), name=f"pings for {self.name}")
         try:
             while frame := await read_frame(reader):
                 channel = self._channels.get(frame.channel)
@@ -125,8 +128,9 @@ class DialedIn:
         except ValueError:
             pass  # what is no frame ends the connection
         finally:
+            pinging.cancel()
             self._here.clear()
-            self._writer = None
+            self._writer, self._lost = None, True
             writer.close()
             for channel in list(self._channels.values()):
                 channel.end(-1, f"the connection to {self.name} is lost")
@@ -263,8 +267,12 @@ class DialedProcess:
             self._tasks.append(asyncio.create_task(self._kill()))
 
     async def _kill(self) -> None:
-        with contextlib.suppress(HostFailed):
-            await self.machine.send(Kind.KILL, self._number)
+        """A machine that does not answer is given up: its process is killed there if it is ever heard from again."""
+        with contextlib.suppress(HostFailed, TimeoutError):
+            async with asyncio.timeout(KILL_S):
+                await self.machine.send(Kind.KILL, self._number)
+                await self._talk.ended()
+        self._talk.end(-9, f"{self.machine.name} does not answer any more")
 
     async def _feed(self) -> None:
         with contextlib.suppress(HostFailed):
@@ -276,7 +284,7 @@ class DialedProcess:
         code, how = await self._talk.ended()
         for writer in self._outputs:
             writer.close()
-        self._on_end(code, "killed" if self._killed and code < 0 else how)
+        self._on_end(code, how or ("killed" if self._killed and code < 0 else ""))
 
     def close(self) -> None:
         for task in self._tasks[:1]:

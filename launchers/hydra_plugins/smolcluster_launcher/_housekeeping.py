@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins.smolcluster_launcher._gate import DialedIn
+from hydra_plugins.smolcluster_launcher._here import Reached
 from hydra_plugins.smolcluster_launcher._preflight import Report
-from hydra_plugins.smolcluster_launcher._ssh import HostFailed, Machine
+from hydra_plugins.smolcluster_launcher._ssh import HostFailed
 
 DAY_S = 86400.0
 CLEAR_S = 10.0
@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("_tidy.py")
 
 
 async def tidy(
-    machine: Machine | DialedIn, report: Report, uses: Sequence[str], keep_days: float, say: Callable[[str], None]
+    machine: Reached, report: Report, uses: Sequence[str], keep_days: float, say: Callable[[str], None]
 ) -> Report:
     """Before a run: end the nodes of dead runs, remove what was not used for ``keep_days``; ``uses`` stays.
 
@@ -38,7 +38,7 @@ async def tidy(
     return replace(report, free_bytes=answer["free_bytes"], there=frozenset(answer["there"]))
 
 
-async def clear(machine: Machine | DialedIn, report: Report, run: str, *, fetched: bool) -> str:
+async def clear(machine: Reached, report: Report, run: str, *, fetched: bool) -> str:
     """After a run: remove its folder, unless it has what was not ``fetched``. Returns why it stays; empty: it is gone.
 
     HostFailed where the machine does not answer.
@@ -53,9 +53,7 @@ async def clear(machine: Machine | DialedIn, report: Report, run: str, *, fetche
         raise HostFailed(f"{report.name}: it does not answer within {CLEAR_S:g} s") from None
 
 
-async def _ask(
-    machine: Machine | DialedIn, report: Report, request: dict[str, Any], silent_s: float = 60.0
-) -> dict[str, Any]:
+async def _ask(machine: Reached, report: Report, request: dict[str, Any], silent_s: float = 60.0) -> dict[str, Any]:
     argv = [report.executable, "-", json.dumps(request)]
     done = await machine.run(argv, stdin=[SCRIPT.read_bytes()], silent_s=silent_s)
     try:

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 
 from hydra_plugins.smolcluster_launcher._bundle import UNPACK, UNPACK_FILES, Parcel, wheel
 from hydra_plugins.smolcluster_launcher._environment import Environment, make, marker, python_of
-from hydra_plugins.smolcluster_launcher._gate import DialedIn, DialedProcess, Gate, address_towards
+from hydra_plugins.smolcluster_launcher._gate import DialedIn, Gate, address_towards
+from hydra_plugins.smolcluster_launcher._here import Reached
 from hydra_plugins.smolcluster_launcher._housekeeping import clear, tidy
-from hydra_plugins.smolcluster_launcher._mirror import PACK, Incoming, known_steps
+from hydra_plugins.smolcluster_launcher._mirror import PACK, known_steps, receive
 from hydra_plugins.smolcluster_launcher._preflight import MIN_PYTHON, Report, checks, differences, here, obstacles
 from hydra_plugins.smolcluster_launcher._probe import probe
 from hydra_plugins.smolcluster_launcher._ssh import (
+    Ending,
     HostFailed,
     Machine,
     OnEnd,
-    RemoteProcess,
     SSHSession,
     Target,
     first_word,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
 
 WHEELHOUSE = "hydra.launcher.wheelhouse"
+DIFFERENT = "not the same everywhere"
 DEFAULT_WORKDIR = "~/.cache/smolcluster"
 ECHO = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
 ECHO_S = 20.0
@@ -111,7 +113,7 @@ class Counted:
 class Remote:
     """A machine that has been looked at and given what it needs."""
 
-    machine: Machine | DialedIn
+    machine: Reached
     report: Report
     python: str
     environment: dict[str, str] = field(default_factory=dict)
@@ -120,6 +122,8 @@ class Remote:
     """Entries of its working folder that must stay while the run lasts."""
     fetched: bool = False
     """All that its node has saved is here."""
+    told: str = ""
+    """What was said of it."""
 
 
 class ClusterSessions:
@@ -143,7 +147,7 @@ class ClusterSessions:
         RunFailed has a line for each machine that cannot be used.
         """
         self._run, self._say = run, say
-        far = [name for name in names if not self.spec.cluster.node(name).is_here]
+        far = [name for name in names if self._is_far(name)]
         manual = [name for name in far if self._is_manual(name)]
         if manual:
             await self._invite(manual)
@@ -160,8 +164,15 @@ class ClusterSessions:
         if failures:
             raise RunFailed("\n".join(str(failure) for failure in failures))
         self._remote = {name: self._remote[name] for name in far}  # whichever was quicker
-        for line in differences([remote.report for remote in self._remote.values()], here()):
-            say("not the same everywhere", line)
+        for line in self._differences():
+            say(DIFFERENT, line)
+
+    def _is_far(self, name: str) -> bool:
+        """It is no process of this one's machine."""
+        return not self.spec.cluster.node(name).is_here
+
+    def _differences(self) -> Sequence[str]:
+        return differences([remote.report for remote in self._remote.values()], here())
 
     async def examine(self, names: Sequence[str]) -> Mapping[str, Sequence[Check]]:
         """Look at every machine; those that join by hand are looked at when they have joined."""
@@ -189,7 +200,7 @@ class ClusterSessions:
         """Invite one after another, as many as may come; one that is not fit is told so, and the next is invited."""
         for number in range(1, self.options.guests + 1):
             name, gate = f"guest{number}", await self._opened()
-            self._invite_one(gate, name, self.spec.cluster.node(self.spec.cluster.server_name).host, "to join the run")
+            self._say(name, typed_there(gate.invite(name, self._guests_gate_host).word, "to join the run"))
             machine = gate.machine(name)
             await machine.open()
             self._guests[name] = Node(host=machine.address, manual=True, dials_only=True)
@@ -213,26 +224,38 @@ class ClusterSessions:
             await self._gate.open(self.options.gate_port)
         return self._gate
 
-    def _invite_one(self, gate: Gate, name: str, towards: str, what: str) -> None:
-        host = self.options.gate_host or address_towards(towards)
-        self._say(name, f"{what}: python -m smolcluster join={gate.invite(name, host).word}")
-
     async def _invite(self, names: Sequence[str]) -> None:
-        """Say what is to be typed on these machines, and wait until that is done."""
+        """Hand out the words that these machines join with, and wait until they have."""
         gate = await self._opened()
         for name in names:
-            self._invite_one(gate, name, self.spec.cluster.node(name).host, "type there")
+            self._hand_out(name, gate.invite(name, self._gate_host(name)).word, self._say)
         waiting = {asyncio.create_task(gate.machine(name).open(), name=name) for name in names}
-        _, missing = await asyncio.wait(waiting, timeout=self.options.join_timeout_s)
+        limit, key = self._join_limit
+        _, missing = await asyncio.wait(waiting, timeout=limit)
         for task in missing:
             task.cancel()
         if missing:
             who = ", ".join(sorted(task.get_name() for task in missing))
-            raise HostFailed(
-                f"{who}: not joined within {self.options.join_timeout_s:g} s (hydra.launcher.join_timeout_s)"
-            )
+            raise HostFailed(f"{who}: not joined within {limit:g} s ({key})")
 
-    def _machine(self, name: str, node: Node) -> Machine | DialedIn:
+    def _gate_host(self, name: str) -> str:
+        """The address of this machine that machine ``name`` dials."""
+        return self.options.gate_host or address_towards(self.spec.cluster.node(name).host)
+
+    @property
+    def _guests_gate_host(self) -> str:
+        """The address of this machine that machines dial which nobody knows yet: the one on the way to the server."""
+        return self._gate_host(self.spec.cluster.server_name)
+
+    def _hand_out(self, name: str, word: str, say: Say) -> None:
+        say(name, typed_there(word))
+
+    @property
+    def _join_limit(self) -> tuple[float, str]:
+        """Seconds that machines have for joining, and the key that says so."""
+        return self.options.join_timeout_s, "hydra.launcher.join_timeout_s"
+
+    def _machine(self, name: str, node: Node) -> Reached:
         if self._is_manual(name):
             assert self._gate is not None
             return self._gate.machine(name)
@@ -253,7 +276,8 @@ class ClusterSessions:
         sent = await self._send(remote, code, parcels)
         if self.options.env is not None:
             await self._equip(remote, name, node, self.options.env, partial(say, name))
-        say(name, f"{report.system} {report.machine}, {report.cores} cores, {sent}")
+        remote.told = f"{report.system} {report.machine}, {report.cores} cores, {sent}"
+        say(name, remote.told)
         self._remote[name] = remote
 
     async def _send(self, remote: Remote, code: str, parcels: Mapping[str, Parcel]) -> str:
@@ -315,7 +339,7 @@ class ClusterSessions:
             raise
         return session
 
-    async def begin(self, name: str, descriptors: tuple[int, int, int], on_end: OnEnd) -> RemoteProcess | DialedProcess:
+    async def begin(self, name: str, descriptors: tuple[int, int, int], on_end: OnEnd) -> Ending:
         """Start a node with these descriptors as its standard streams."""
         remote = self._remote[name]
         return await remote.machine.start(
@@ -353,17 +377,10 @@ class ClusterSessions:
         remote = self._remote.get(name)
         if remote is None:
             return
-        incoming = await asyncio.to_thread(Incoming, folder)
-        whole = remote.fetched = False
-        try:
-            argv = [remote.python, "-c", PACK, f"{remote.report.workdir}/runs/{self._run}"]
-            argv += [json.dumps(known_steps(folder)), "all" if everything else "checkpoints"]
-            done = await remote.machine.run(argv, out=incoming.take)
-            whole = done.code == 0
-            if not whole:
-                raise HostFailed(f"{name}: checkpoints could not be fetched: {done.words}")
-        finally:
-            await asyncio.to_thread(incoming.finish, whole=whole)
+        remote.fetched = False
+        argv = [remote.python, "-c", PACK, f"{remote.report.workdir}/runs/{self._run}"]
+        argv += [json.dumps(known_steps(folder)), "all" if everything else "checkpoints"]
+        await receive(remote.machine, argv, folder)
         remote.fetched = everything
 
     async def close(self) -> None:
@@ -395,7 +412,12 @@ def look_here(name: str) -> Report:
     return Report.of(name, answer, sent=now, received=now)
 
 
-async def look(machine: Machine | DialedIn, name: str, node: Node, wanted: Sequence[str]) -> Report:
+def typed_there(word: str, what: str = "type there") -> str:
+    """What a person types on a machine that joins by hand."""
+    return f"{what}: python -m smolcluster join={word}"
+
+
+async def look(machine: Reached, name: str, node: Node, wanted: Sequence[str]) -> Report:
     """Ask a machine what it is and has."""
     request = {"workdir": node.workdir or DEFAULT_WORKDIR, "packages": list(here()), "wanted": list(wanted)}
     question = json.dumps(request)
@@ -419,7 +441,7 @@ async def look(machine: Machine | DialedIn, name: str, node: Node, wanted: Seque
     return Report.of(name, answer, sent=sent, received=received)
 
 
-async def echoes(machine: Machine, python: str) -> None:
+async def echoes(machine: Reached, python: str) -> None:
     """Make sure that the machine's shell passes on every byte in both directions, as PowerShell often does not."""
     data = bytes(range(256)) * 64
     done = await machine.run([python, "-c", ECHO], stdin=[data], silent_s=ECHO_S)

@@ -382,7 +382,7 @@ class Ending(Protocol):
 
 
 class SSHSession(Pipes):
-    """A node process on another machine, for a controller in this process."""
+    """A process on another machine, for a controller in this process."""
 
     def __init__(self, pipes: tuple[Any, Any, Any]) -> None:
         super().__init__(*pipes)

@@ -23,6 +23,8 @@ class SmolclusterLauncherConf:
     """[user@]host[:port] of the machine that jobs run on, reached by SSH; null: this one."""
     python: Optional[str] = None  # noqa: UP045
     """Python interpreter on ``host``; null: the path of this one."""
+    detach: bool = False
+    """Leave the run going on the machine of its server, and return when all nodes take part; attach= comes back."""
     connect_timeout_s: float = 10.0
     """Seconds to reach a machine by SSH; > 0, <= 600."""
     session: str = "ssh"
