@@ -28,9 +28,10 @@ from hydra_plugins.smolcluster_launcher._allot import Allotment, allot, never
 from hydra_plugins.smolcluster_launcher._desk import Desk
 from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
 from hydra_plugins.smolcluster_launcher._ssh import SSHSession, Target, first_word
+from hydra_plugins.smolcluster_launcher._tmux import nodes_here, unfit, windows, wrong_with_tmux
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from smolcluster.cluster.session import LocalProcesses, Session, Sessions, local_sessions, opener
+from smolcluster.cluster.session import LocalProcesses, Session, Sessions, opener
 from smolcluster.errors import ConfigError, Problem, RunFailed
 from smolcluster.pipeline import jobs
 from smolcluster.pipeline.jobs import Finished
@@ -69,6 +70,8 @@ class Sweep:
             raise ConfigError(problems)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         batch = [self.compose(number, overrides) for number, overrides in enumerate(job_overrides, first)]
+        if self.options.tmux and (problems := [problem for job in batch for problem in unfit(job.config)]):
+            raise ConfigError(problems)
         log.info("Launching %d jobs", len(batch))
         if self.options.max_concurrent == 1 and self.options.host is None:
             with self.machines():
@@ -81,11 +84,12 @@ class Sweep:
         machines, options = Machines(self.options.connect_timeout_s), machine_options(self.options)
 
         def make(spec: RunSpec, threads: int) -> Sessions:
-            return ClusterSessions(spec, options, machines, local_sessions(threads))
+            return ClusterSessions(spec, options, machines, nodes_here(threads, in_tmux=options.tmux))
 
         before = opener.set(make)
         try:
-            yield
+            with windows(wanted=options.tmux):
+                yield
         finally:
             opener.reset(before)
             machines.close()
@@ -303,3 +307,4 @@ def wrong(options: DictConfig) -> Iterable[Problem]:
     if not 0 <= options.gate_port <= 65535:
         rule = "must be >= 0 and <= 65535"
         yield Problem(key="hydra.launcher.gate_port", value=options.gate_port, rule=rule, nearest="0")
+    yield from wrong_with_tmux(options)

@@ -140,6 +140,7 @@ class DeskSessions:
         reader, self._writer = await asyncio.open_connection(sock=self._channel.dup())
         self._reader = asyncio.create_task(self._listen(reader), name="desk")
         resume = needs.paths.get("resume")
+        await self.local.open([name for name in names if self.spec.cluster.node(name).is_here], run, needs, say)
         found = await self._ask(
             "open",
             spec=self.spec.plain(),

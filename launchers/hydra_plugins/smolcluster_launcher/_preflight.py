@@ -35,6 +35,8 @@ class Report:
     packages: Mapping[str, str | None]
     there: frozenset[str]
     error: str
+    tmux: str | None
+    """Where tmux is; None where there is none."""
 
     @classmethod
     def of(cls, name: str, answer: Mapping[str, Any], *, sent: float, received: float) -> Report:
@@ -53,6 +55,7 @@ class Report:
             packages=answer["packages"],
             there=frozenset(answer.get("there", ())),
             error=answer["error"],
+            tmux=answer["tmux"],
         )
 
 

@@ -27,9 +27,11 @@ from hydra_plugins.smolcluster_launcher._ssh import (
     Target,
     first_word,
 )
+from hydra_plugins.smolcluster_launcher._tmux import BRIDGE
 
 from smolcluster.cluster.session import Say, Session, Sessions, Whereabouts, node_settings
 from smolcluster.errors import RunFailed
+from smolcluster.panes.tmux import PLACES, lacking, session_name
 
 if TYPE_CHECKING:
     from smolcluster.cluster.inventory import Node
@@ -56,6 +58,7 @@ class Options:
     gate_host: str | None = None
     gate_port: int = 0
     join_timeout_s: float = 600.0
+    tmux: bool = False
 
 
 def target_of(name: str, node: Node) -> Target:
@@ -131,6 +134,9 @@ class ClusterSessions:
         RunFailed has a line for each machine that cannot be used.
         """
         self._run = run
+        if self.local is not None:
+            near = [name for name in names if self.spec.cluster.node(name).is_here]
+            await self.local.open(near, run, needs, say)
         far = [name for name in names if not self.spec.cluster.node(name).is_here]
         manual = [name for name in far if self._is_manual(name)]
         if manual:
@@ -182,7 +188,7 @@ class ClusterSessions:
         code = f"code/{wheel().name}"
         wanted = [code, *(f"files/{parcel.name}" for parcel in parcels.values())]
         report = await look(machine, name, node, wanted)
-        if problems := list(obstacles(report, environment=self.options.env is not None)):
+        if problems := list(self._obstacles(report)):
             raise HostFailed("\n".join(f"{name}: {problem}" for problem in problems))
         remote = Remote(machine=machine, report=report, python=report.executable)
         sent = await self._send(remote, code, parcels)
@@ -190,6 +196,11 @@ class ClusterSessions:
             await self._equip(remote, name, node, self.options.env, partial(say, name))
         say(name, f"{report.system} {report.machine}, {report.cores} cores, {sent}")
         self._remote[name] = remote
+
+    def _obstacles(self, report: Report) -> Iterable[str]:
+        yield from obstacles(report, environment=self.options.env is not None)
+        if self.options.tmux and (report.tmux is None or report.system == "Windows"):
+            yield lacking(report.system)
 
     async def _send(self, remote: Remote, code: str, parcels: Mapping[str, Parcel]) -> str:
         """Send what is not there; says what that was."""
@@ -253,12 +264,16 @@ class ClusterSessions:
         """Start a node with these descriptors as its standard streams."""
         remote = self._remote[name]
         return await remote.machine.start(
-            [remote.python, "-m", "smolcluster.node"],
+            [remote.python, "-m", *self._module(name)],
             descriptors,
             on_end,
             directory=remote.report.workdir,
             environment={**node_settings(self.threads(name, remote)), **remote.environment},
         )
+
+    def _module(self, name: str) -> list[str]:
+        """What is started for a node, with its words."""
+        return [BRIDGE, session_name(self._run, name), name] if self.options.tmux else ["smolcluster.node"]
 
     def place(self, name: str) -> Whereabouts | None:
         remote = self._remote.get(name)
@@ -308,6 +323,7 @@ class ClusterSessions:
 async def look(machine: Machine | DialedIn, name: str, node: Node, wanted: Sequence[str]) -> Report:
     """Ask a machine what it is and has."""
     request = {"workdir": node.workdir or DEFAULT_WORKDIR, "packages": list(here()), "wanted": list(wanted)}
+    request["places"] = list(PLACES)
     question = json.dumps(request)
     script = Path(__file__).with_name("_probe.py").read_bytes()
     if machine.shell != "posix":

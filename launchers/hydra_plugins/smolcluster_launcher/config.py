@@ -33,6 +33,8 @@ class SmolclusterLauncherConf:
     """Port that joining machines dial, 0 .. 65535; 0: the system chooses."""
     join_timeout_s: float = 600.0
     """Seconds to wait for machines to join; > 0, <= 86400."""
+    tmux: bool = False
+    """Run each node in a tmux session of its machine, and open a window here with a pane for each."""
     sync: bool = True
     """Send this machine's smolcluster to the others, unless they have the very same already."""
     env: Optional[str] = None  # noqa: UP045
