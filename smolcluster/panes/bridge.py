@@ -58,14 +58,10 @@ class Bridge:
     def _begin(self, address: str) -> None:
         """Make the session. A predecessor of that name belonged to this node too; it is about to end anyway."""
         tmux.end(self.session)
-        here = f"={self.session}:"
         tmux.tell(
             *("new-session", "-d", "-s", self.session, "-n", self.node, *tmux.SIZE),
             *tmux.command("smolcluster.panes.pane", address),
-            *(";", "set-option", "-t", here, "destroy-unattached", "off"),
-            *(";", "set-option", "-w", "-t", here, "remain-on-exit", "off"),
-            *(";", "set-option", "-w", "-t", here, "pane-border-status", "top"),
-            *(";", "set-option", "-w", "-t", here, "pane-border-format", " #{pane_title} "),
+            *tmux.bare(f"={self.session}:", "{} d leaves, the node goes on"),
         )
 
     def _serve(self, listener: socket.socket) -> None:

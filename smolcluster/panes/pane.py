@@ -39,7 +39,7 @@ IDLE_S = 1.0
 """After the end of the node, its streams are read until nothing has come for so long: a child of it may hold them."""
 SHOW_S = 0.5
 """The terminal has that time to take the last lines."""
-HINT = "keys are not passed on: Ctrl-b d leaves this session as it is, tmux kill-session ends the node"
+HINT = "no key reaches the node: detach to leave it as it is, tmux kill-session to end it"
 
 
 class Stream:

@@ -85,6 +85,22 @@ def end(session: str) -> None:
             raise error
 
 
+def bare(target: str, hint: str) -> list[str]:
+    """Words that make a session of ours look as it should, whatever the person's own settings are; to be put behind the
+    command that makes it. ``{}`` in ``hint`` stands for the prefix key."""
+    hint = hint.replace("{}", "#{prefix}")
+    session = {"destroy-unattached": "off", "status-left-length": "60", "status-left": "#{session_name} "}
+    session |= {"status-right-length": "60", "status-right": hint}
+    words = [word for key, value in session.items() for word in (";", "set-option", "-t", target, key, value)]
+    return [*words, *framed(target)]
+
+
+def framed(target: str) -> list[str]:
+    """Words that give the panes of a window their titles, and let them go when their programs end."""
+    window = {"remain-on-exit": "off", "pane-border-status": "top", "pane-border-format": " #{pane_title} "}
+    return [word for key, value in window.items() for word in (";", "set-option", "-w", "-t", target, key, value)]
+
+
 def command(module: str, *words: str) -> list[str]:
     """The words that run a module of ours in a pane.
 

@@ -14,14 +14,14 @@ from smolcluster.tracking.tracker import Event
 from smolcluster.tracking.wording import byte_count, clean, share
 from smolcluster.tracking.wording import number as figure
 
-STEP_INTERVAL_S = 1.0
-"""Steps are told at most that often."""
 MAX_LINE = 1 << 20
 """Bytes of a line that is looked at; what is longer is passed on unseen."""
 COLOURS = {GOOD: "\x1b[32m", WARN: "\x1b[33m", BAD: "\x1b[31m", INFO: ""}
 TONES = {"WARNING": WARN, "ERROR": BAD, "CRITICAL": BAD}
-HIDDEN = frozenset({"ready", "alive", "node", "finished"})
+HIDDEN = frozenset({"ready", "alive", "node", "metrics", "finished"})
 """Events that another line tells, or the title."""
+PAUSES = frozenset({"evaluating", "saving"})
+"""States that the title tells; what came of them has lines of its own."""
 
 
 class Line(NamedTuple):
@@ -61,14 +61,6 @@ def _link(event: Event) -> Line:
     return Line(f"link to {text(event.get('peer'))} is {'up' if up else f'down: {reason}'}", GOOD if up else WARN)
 
 
-def _metrics(event: Event) -> Line:
-    step, last = whole(event.get("step")) or 0, whole(event.get("num_steps"))
-    parts = [f"step {step:,}" + (f"/{last:,}" if last else ""), f"loss {figure(number(event.get('loss')))}"]
-    speeds = {unit: number(event.get(f"{unit}_per_s")) for unit in ("samples", "tokens")}
-    parts += [f"{figure(speed)} {unit}/s" for unit, speed in speeds.items() if speed is not None]
-    return Line("  ".join(parts))
-
-
 def _listening(event: Event) -> Line:
     where = event.get("address")
     return Line(f"listens on {':'.join(map(str, where))}" if isinstance(where, list) else "listens")
@@ -79,7 +71,6 @@ TELLERS: dict[str, Callable[[Event], Line]] = {
     "listening": _listening,
     "state": _state,
     "link": _link,
-    "metrics": _metrics,
     "failed": lambda event: Line(f"failed: {text(event.get('reason'))}", BAD),
     "stopped": lambda event: Line(f"stopped: {text(event.get('reason'))}", WARN),
     "result": lambda event: Line(f"weights after step {text(event.get('step'))}: {text(event.get('digest'))}"),
@@ -91,21 +82,25 @@ class Screen:
     """A terminal that a node's events are written to, each line with its time; its title says where the node stands."""
 
     def __init__(self, descriptor: int, title: str) -> None:
-        self._descriptor, self._title = descriptor, title
-        self._state, self._step, self._speed = "", "", ""
-        self._step_at = float("-inf")
-        self._shown_title = ""
-        self._untitled()
+        self._descriptor, self._title, self._shown_title = descriptor, title, ""
+        self._facts = {"state": "", "step": "", "speed": "", "waiting": "", "memory": ""}
+        self._told_state = ""
+        self._entitle()
 
     def show(self, event: Event, now: float) -> None:
         """``now``: Unix seconds at which the event happened."""
         self._note(event)
-        if event.get("event") == "metrics":
-            if now - self._step_at < STEP_INTERVAL_S and event.get("step") != event.get("num_steps"):
-                return
-            self._step_at = now
+        if event.get("event") == "state" and not self._is_new(text(event.get("state"))):
+            return
         for line in lines_of(event):
             self.write(line, now)
+
+    def _is_new(self, state: str) -> bool:
+        """Whether a state has a line of its own: not after a pause, where it is what it was before."""
+        if state in PAUSES or state == self._told_state:
+            return False
+        self._told_state = state
+        return True
 
     def write(self, line: Line, now: float) -> None:
         colour = COLOURS[line.tone]
@@ -113,22 +108,26 @@ class Screen:
         self._put(f"\x1b[2m{moment}\x1b[0m {colour}{line.words}\x1b[0m\r\n")
 
     def _note(self, event: Event) -> None:
-        kind, step = event.get("event"), whole(event.get("step"))
+        """Keep what the title tells."""
+        kind, facts = event.get("event"), self._facts
+        step, steps = whole(event.get("step")), whole(event.get("num_steps"))
+        speed, waiting = finite(event.get("samples_per_s")), finite(event.get("wait_share"))
+        memory = finite(event.get("rss_bytes"))
         if kind == "state":
-            self._state = text(event.get("state"))
-        if kind in ("node", "metrics", "log") and step is not None:
-            self._step = f"step {step:,}"
-        if kind == "node":
-            speed, wait = finite(event.get("samples_per_s")), finite(event.get("wait_share"))
-            self._speed = f"{figure(speed)} samples/s" if speed is not None else ""
-            self._speed += f" · waits {share(wait)}" if speed is not None and wait is not None else ""
-            if (memory := finite(event.get("rss_bytes"))) is not None:
-                self._speed += f" · {byte_count(memory)}" if self._speed else byte_count(memory)
-        self._untitled()
+            facts["state"] = text(event.get("state"))
+        elif kind in ("node", "metrics", "log"):
+            for key, words in (
+                ("step", None if step is None else f"step {step:,}" + (f"/{steps:,}" if steps else "")),
+                ("speed", None if speed is None else f"{figure(speed)} samples/s"),
+                ("waiting", None if waiting is None else f"waits {share(waiting)}"),
+                ("memory", None if memory is None else byte_count(memory)),
+            ):
+                facts[key] = words or facts[key]
+        self._entitle()
 
-    def _untitled(self) -> None:
+    def _entitle(self) -> None:
         """Put what is known into the pane's title, where that is news."""
-        title = clean(" · ".join(each for each in (self._title, self._state, self._step, self._speed) if each))
+        title = clean(" · ".join(each for each in (self._title, *self._facts.values()) if each))
         if title != self._shown_title:
             self._shown_title = title
             self._put(f"\x1b]2;{title}\x1b\\")

@@ -46,18 +46,13 @@ class Window:
     def _open(self) -> list[str]:
         self._inside = is_inside()
         first, *others = self._run.nodes
-        shape = ["-d", "-P", "-F", "#{window_id}", "-n", self.name]
+        shape = ["-d", "-P", "-F", "#{window_id}", "-n", self.name if self._inside else "nodes"]
         if self._inside:
             self._id = tmux.tell("new-window", *shape, *self._follow(first))
+            tmux.tell(*tmux.framed(self._id)[1:])
         else:
-            stay = (";", "set-option", "-t", f"={self.name}:", "destroy-unattached", "off")
-            self._id = tmux.tell("new-session", *shape, "-s", self.name, *tmux.SIZE, *self._follow(first), *stay)
-        for option, value in (
-            ("remain-on-exit", "off"),
-            ("pane-border-status", "top"),
-            ("pane-border-format", " #{pane_title} "),
-        ):
-            tmux.tell("set-option", "-w", "-t", self._id, option, value)
+            looks = tmux.bare(f"={self.name}:", "{} z enlarges a pane, {} d leaves")
+            self._id = tmux.tell("new-session", *shape, "-s", self.name, *tmux.SIZE, *self._follow(first), *looks)
         left_out = self._split(others)
         what = f"window {self.name} of this tmux session" if self._inside else f"tmux attach -t {self.name}"
         lines = [f"a pane for each node: {what}"]
