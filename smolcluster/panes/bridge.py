@@ -29,9 +29,10 @@ from smolcluster.panes import tmux
 NODE = ("-m", "smolcluster.node")
 PANE_STARTS_S = 30.0
 """The pane's program must have come up by then; a Raspberry Pi needs a second or two."""
-GONE_S = 2.0
+GONE_S = 1.0
 """After being killed, the node is waited for that long."""
 LOOK_S = 0.25
+TOO_EARLY = "has ended before the node could be started in it"
 
 
 class Bridge:
@@ -52,7 +53,8 @@ class Bridge:
             try:
                 self._serve(listener)
             finally:
-                tmux.end(self.session)
+                if not self._is_lost:  # otherwise it is gone, and a session of that name would be a successor's
+                    tmux.end(self.session)
         return self._conclude()
 
     def _begin(self, address: str) -> None:
@@ -87,16 +89,22 @@ class Bridge:
             with contextlib.suppress(TimeoutError):
                 return listener.accept()[0]
             if not tmux.exists(self.session):
-                raise RunFailed(f"the tmux session {self.session} has ended before the node could be started in it")
+                raise RunFailed(f"the tmux session {self.session} {TOO_EARLY}")
         raise RunFailed(f"nothing has come up in the tmux session {self.session} within {PANE_STARTS_S:g} s")
+
+    @property
+    def _is_lost(self) -> bool:
+        """The session has ended before the node did, and with it the node."""
+        return bool(self.said.get("hung_up")) or ("pid" in self.said and "code" not in self.said)
 
     def _conclude(self) -> int:
         if "refused" in self.said:
             raise RunFailed(str(self.said["refused"]))
-        if "code" in self.said and not self.said.get("hung_up"):
+        if "pid" not in self.said:
+            raise RunFailed(f"the tmux session {self.session} {TOO_EARLY}")
+        if not self._is_lost:
             return int(self.said["code"])
-        if "pid" in self.said:
-            kill(int(self.said["pid"]))
+        kill(int(self.said["pid"]))
         how = "was ended from outside" if self.said.get("hung_up") else "is gone: the program in its pane was killed"
         self._report(f"its tmux session {self.session} {how}")
         return 1

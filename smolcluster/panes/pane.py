@@ -144,6 +144,8 @@ class Pane:
         except OSError as error:
             self._report(refused=f"{self._order['argv'][0]}: {error.strerror or error}")
             return
+        if self._hung_up:  # while it was being started
+            node.kill()
         self._report(pid=node.pid)
         assert node.stdout is not None
         assert node.stderr is not None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from smolcluster.tracking.fields import finite, number, text, whole
+from smolcluster.tracking.fields import finite, text, whole
 from smolcluster.tracking.news import BAD, GOOD, INFO, WARN, news_of
 from smolcluster.tracking.tracker import Event
 from smolcluster.tracking.wording import byte_count, clean, share
@@ -47,7 +47,8 @@ def _log(event: Event) -> Iterator[Line]:
     tone = TONES.get(text(event.get("level")).upper(), INFO)
     yield Line(clean(text(event.get("message")), 400), tone)
     for line in text(event.get("exception")).splitlines():
-        yield Line(f"  {clean(line, 400)}", tone)
+        indent = " " * (2 + len(line) - len(line.lstrip(" ")))
+        yield Line(f"{indent[:40]}{clean(line, 400)}", tone)
 
 
 def _state(event: Event) -> Line:
