@@ -30,10 +30,10 @@ def program() -> str | None:
     return shutil.which("tmux") or shutil.which("tmux", path=os.pathsep.join(PLACES))
 
 
-def lacking(system: str) -> str:
+def absence(system: str) -> str:
     """What to say of a machine without tmux; ``system`` as ``platform.system()`` names it.
 
-    >>> lacking("Darwin")
+    >>> absence("Darwin")
     'has no tmux, which hydra.launcher.tmux=true needs: brew install tmux'
     """
     if system == "Windows":

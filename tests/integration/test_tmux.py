@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -14,7 +15,18 @@ from smolcluster.tracking.rundir import RunReader
 from tests.integration.command import Command, alive, command, gone
 from tests.integration.hosts import why_not
 from tests.integration.on_hosts import Cluster
-from tests.panes.sessions import needs_tmux, pane_pid, screen, server_pid, sessions, titles, tmux, until
+from tests.panes.sessions import (
+    children,
+    needs_tmux,
+    pane_pid,
+    screen,
+    server_pid,
+    sessions,
+    titles,
+    tmux,
+    until,
+    words_of,
+)
 
 pytestmark = [needs_tmux, pytest.mark.xdist_group("hosts")]
 isolated = pytest.mark.skipif(bool(why_not()), reason=f"needs hosts with networks of their own: {why_not()}")
@@ -55,18 +67,41 @@ def test_nodes_of_this_machine_have_a_session_each(tmp_path: Path) -> None:
     gone(run.all_pids(), 1)
 
 
-def test_a_closed_session_is_a_lost_node_which_comes_back(tmp_path: Path) -> None:
-    with Command(tmp_path / "run", (*WORDS, "train.epochs=30", TMUX)) as run:
+def bridge_pid(controller: int, session: str) -> int:
+    """The process that stands for a node of this machine."""
+    (found,) = [pid for pid in children(controller) if session in words_of(pid)]
+    return found
+
+
+def test_whatever_of_a_worker_is_killed_it_is_named_and_comes_back(tmp_path: Path) -> None:
+    words = (*WORDS, *ENDLESS, "cluster.max_restarts=4", TMUX)
+    with Command(tmp_path / "run", words) as run:
         name = run_id(run)
-        run.wait_until(lambda: run.steps() > 20, "step 20")
-        lost = run.pids()["worker1"]
-        began = time.monotonic()
-        tmux("kill-session", "-t", f"={name}-worker1")
-        run.wait_for(f"worker1 lost: its tmux session {name}-worker1 was ended from outside", within=5)
-        assert time.monotonic() - began < 2
-        run.wait_until(lambda: run.pids()["worker1"] != lost, "its return")
-        assert run.finish() == 0, "\n".join(run.lines) + run.stderr
-    assert not alive(lost)
+        mine = f"{name}-worker1"
+        run.wait_until(lambda: run.steps() > 5, "step 5")
+        for count, (victim, reason) in enumerate(
+            (
+                ("node", r"killed by signal 9 \(SIGKILL\)"),
+                ("bridge", r"killed by signal 9 \(SIGKILL\)"),
+                ("pane", f"its tmux session {mine} is gone: the program in its pane was killed"),
+                ("session", f"its tmux session {mine} was ended from outside"),
+            )
+        ):
+            run.wait_until(lambda: len(run.journal("started")) == 3 + count, "its return")  # noqa: B023
+            node, pane = run.pids()["worker1"], pane_pid(mine)
+            told = {"node": node, "bridge": bridge_pid(run.process.pid, mine), "pane": pane}
+            began = time.monotonic()
+            if victim == "session":
+                tmux("kill-session", "-t", f"={mine}")
+            else:
+                os.kill(told[victim], signal.SIGKILL)
+            losses = lambda: [e for e in RunReader(run.run).events() if e.get("state") == "lost"]  # noqa: E731
+            run.wait_until(lambda: len(losses()) > count, f"the loss of the {victim}")  # noqa: B023
+            assert time.monotonic() - began < 2.5
+            assert re.fullmatch(reason, losses()[-1]["detail"]), victim
+            until(lambda: not alive(node) and not alive(pane), "the end of the node", within=2)  # noqa: B023
+        os.kill(run.process.pid, signal.SIGINT)
+        assert run.finish() == 130
     assert sessions() == []
 
 
@@ -77,7 +112,7 @@ def test_a_killed_tmux_server_ends_the_run_and_leaves_nothing(tmp_path: Path) ->
         pids = run.all_pids()
         os.kill(server_pid(), signal.SIGKILL)
         assert run.finish(within=20) == 1
-    assert f"server: its tmux session {name}-server was ended from outside" in run.stderr
+    assert re.search(f": its tmux session {name}-(server|worker.) was ended from outside", run.stderr), run.stderr
     gone(pids, 1)
     assert sessions() == []
 

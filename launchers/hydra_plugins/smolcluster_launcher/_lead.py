@@ -71,7 +71,7 @@ def _run(parcel: bytes) -> Any:
     opener.set(_opener(desk, options))
     Singleton.set_state(job["singletons"])
     HydraConfig.instance().set_config(job["config"])
-    with windows(wanted=options.tmux):
+    with windows(wanted=options.tmux and desk is not None):  # on a machine where nobody sits, nobody would see it
         return run_job(
             hydra_context=job["context"],
             task_function=job["task"],

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from smolcluster.panes.tmux import absence
+
 MIN_PYTHON = (3, 11)
 MIN_FREE_BYTES = 200 << 20
 """Less room than that on the disk of the working folder is too little to begin with."""
@@ -71,8 +73,9 @@ def _version(name: str) -> str | None:
         return None
 
 
-def obstacles(report: Report, *, environment: bool) -> Iterable[str]:
-    """Why no node can run there, each with what to do. ``environment``: packages are about to be installed."""
+def obstacles(report: Report, *, environment: bool, tmux: bool = False) -> Iterable[str]:
+    """Why no node can run there, each with what to do. ``environment``: packages are about to be installed; ``tmux``:
+    nodes are to run in tmux sessions."""
     key = f"cluster.nodes.{report.name}"
     if report.error:
         yield f"cannot write to {report.error}; set {key}.workdir"
@@ -91,6 +94,8 @@ def obstacles(report: Report, *, environment: bool) -> Iterable[str]:
         elif _series(report.packages["torch"]) != _series(_version("torch")):
             theirs, ours = report.packages["torch"], _version("torch")
             yield f"has torch {theirs}, this machine {ours}: nodes must have the same up to the second number"
+    if tmux and (report.tmux is None or report.system == "Windows"):
+        yield absence(report.system)
 
 
 def _series(version: str | None) -> tuple[str, ...]:

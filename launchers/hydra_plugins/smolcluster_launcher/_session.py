@@ -31,7 +31,7 @@ from hydra_plugins.smolcluster_launcher._tmux import BRIDGE
 
 from smolcluster.cluster.session import Say, Session, Sessions, Whereabouts, node_settings
 from smolcluster.errors import RunFailed
-from smolcluster.panes.tmux import PLACES, lacking, session_name
+from smolcluster.panes.tmux import PLACES, session_name
 
 if TYPE_CHECKING:
     from smolcluster.cluster.inventory import Node
@@ -188,7 +188,8 @@ class ClusterSessions:
         code = f"code/{wheel().name}"
         wanted = [code, *(f"files/{parcel.name}" for parcel in parcels.values())]
         report = await look(machine, name, node, wanted)
-        if problems := list(self._obstacles(report)):
+        equipped = self.options.env is not None
+        if problems := list(obstacles(report, environment=equipped, tmux=self.options.tmux)):
             raise HostFailed("\n".join(f"{name}: {problem}" for problem in problems))
         remote = Remote(machine=machine, report=report, python=report.executable)
         sent = await self._send(remote, code, parcels)
@@ -196,11 +197,6 @@ class ClusterSessions:
             await self._equip(remote, name, node, self.options.env, partial(say, name))
         say(name, f"{report.system} {report.machine}, {report.cores} cores, {sent}")
         self._remote[name] = remote
-
-    def _obstacles(self, report: Report) -> Iterable[str]:
-        yield from obstacles(report, environment=self.options.env is not None)
-        if self.options.tmux and (report.tmux is None or report.system == "Windows"):
-            yield lacking(report.system)
 
     async def _send(self, remote: Remote, code: str, parcels: Mapping[str, Parcel]) -> str:
         """Send what is not there; says what that was."""

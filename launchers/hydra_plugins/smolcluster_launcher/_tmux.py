@@ -62,7 +62,7 @@ class LocalPanes(OnThisMachine):
     async def open(self, names: Sequence[str], run: str, needs: Needs, say: Say) -> None:
         self._run = run
         if names and tmux.program() is None:
-            raise RunFailed(f"this machine {tmux.lacking(platform.system())}")
+            raise RunFailed(f"this machine {tmux.absence(platform.system())}")
 
     async def start(self, name: str) -> PaneSession:
         words = [tmux.session_name(self._run, name), name]
@@ -94,7 +94,7 @@ def windows(*, wanted: bool) -> Iterator[None]:
 def wrong_with_tmux(options: DictConfig) -> Iterable[Problem]:
     """What is in the way of tmux on this machine."""
     if options.tmux and options.host is None and tmux.program() is None:
-        yield Problem(key="hydra.launcher.tmux", value=True, rule=f"this machine {tmux.lacking(platform.system())}")
+        yield Problem(key="hydra.launcher.tmux", value=True, rule=f"this machine {tmux.absence(platform.system())}")
 
 
 def unfit(config: DictConfig) -> Iterable[Problem]:
