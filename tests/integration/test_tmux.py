@@ -117,16 +117,13 @@ def test_a_killed_tmux_server_ends_the_run_and_leaves_nothing(tmp_path: Path) ->
     assert sessions() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_the_end_of_the_controller_is_the_end_of_all(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_killed_controller_leaves_nothing_here(tmp_path: Path) -> None:
     with Command(tmp_path / "run", (*WORDS, *ENDLESS, TMUX)) as run:
         name = run_id(run)
         run.wait_until(lambda: run.steps() > 10, "step 10")
         pids = [*run.all_pids(), *(pane_pid(f"{name}-{node}") for node in HERE)]
-        os.kill(run.process.pid, number)
-        assert run.finish() == (-9 if number == signal.SIGKILL else 130)
-        if number == signal.SIGINT:
-            assert run.summary["checkpoint"] == f"checkpoints/step-{run.metrics[-1]['step']}"
+        run.process.kill()
+        run.finish()
         gone(pids, 10)
         until(lambda: sessions() == [], "the end of all sessions", within=5)
 
