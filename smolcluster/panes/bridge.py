@@ -60,8 +60,8 @@ class Bridge:
     def _begin(self, address: str) -> None:
         """Make the session. A predecessor of that name belonged to this node too; it is about to end anyway."""
         tmux.end(self.session)
-        tmux.tell(
-            *("new-session", "-d", "-s", self.session, "-n", self.node, *tmux.SIZE),
+        tmux.begin(
+            *("-s", self.session, "-n", self.node, *tmux.SIZE),
             *tmux.command("smolcluster.panes.pane", address),
             *tmux.bare(f"={self.session}:", "{} d leaves, the node goes on"),
         )

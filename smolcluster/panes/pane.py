@@ -212,10 +212,12 @@ def accept_order(address: str) -> tuple[socket.socket, dict[str, Any], list[int]
     """What the bridge at ``address`` wants to be run, and the streams for it. OSError where there is no bridge."""
     channel = socket.socket(socket.AF_UNIX)
     channel.settimeout(ORDER_S)
-    channel.connect(address)
-    with contextlib.suppress(OSError):  # the bridge removes it, too, unless it is killed
-        os.unlink(address)
-        Path(address).parent.rmdir()
+    try:
+        channel.connect(address)
+    finally:
+        with contextlib.suppress(OSError):  # the bridge removes it, too, unless it is killed
+            os.unlink(address)
+            Path(address).parent.rmdir()
     data, streams, _, _ = socket.recv_fds(channel, CHUNK_BYTES, 3)
     while data and not data.endswith(b"\n") and len(data) < MAX_ORDER:
         more = channel.recv(CHUNK_BYTES)

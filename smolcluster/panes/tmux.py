@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import smolcluster
@@ -16,6 +17,9 @@ PLACES = ("/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin", "/home/linuxb
 """Where package managers put programs that a login over SSH does not find by itself."""
 ANSWER_S = 10.0
 """tmux answers within milliseconds, or hangs."""
+ENDING = ("server exited", "lost server", "no server running", "error connecting")
+"""What tmux says when its server was just ending."""
+AGAIN_S = 0.05
 SIZE = ("-x", "200", "-y", "50")
 """Columns and lines of a session that nobody has attached to yet."""
 INSTALL = {"Darwin": "brew install tmux", "Linux": "sudo apt install tmux"}
@@ -65,6 +69,21 @@ def tell(*words: str) -> str:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise TmuxFailed(f"tmux: {said[-1] if said else f'exit code {done.returncode}'}")
     return done.stdout.strip()
+
+
+def begin(*words: str) -> str:
+    """Make a session: ``tell("new-session", ...)``.
+
+    A server that has lost its last session ends, and may take with it who has just connected: then it is asked anew.
+    """
+    until = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            return tell("new-session", "-d", *words)
+        except TmuxFailed as error:
+            if time.monotonic() >= until or not any(said in str(error) for said in ENDING):
+                raise
+            time.sleep(AGAIN_S)
 
 
 def exists(session: str) -> bool:

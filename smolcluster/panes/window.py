@@ -46,13 +46,13 @@ class Window:
     def _open(self) -> list[str]:
         self._inside = is_inside()
         first, *others = self._run.nodes
-        shape = ["-d", "-P", "-F", "#{window_id}", "-n", self.name if self._inside else "nodes"]
+        shape = ["-P", "-F", "#{window_id}", "-n", self.name if self._inside else "nodes"]
         if self._inside:
-            self._id = tmux.tell("new-window", *shape, *self._follow(first))
+            self._id = tmux.tell("new-window", "-d", *shape, *self._follow(first))
             tmux.tell(*tmux.framed(self._id)[1:])
         else:
             looks = tmux.bare(f"={self.name}:", "{} z enlarges a pane, {} d leaves")
-            self._id = tmux.tell("new-session", *shape, "-s", self.name, *tmux.SIZE, *self._follow(first), *looks)
+            self._id = tmux.begin(*shape, "-s", self.name, *tmux.SIZE, *self._follow(first), *looks)
         left_out = self._split(others)
         what = f"window {self.name} of this tmux session" if self._inside else f"tmux attach -t {self.name}"
         lines = [f"a pane for each node: {what}"]

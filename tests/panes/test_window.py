@@ -79,6 +79,14 @@ def test_each_node_has_a_pane_until_the_run_is_done(tmp_path: Path) -> None:
     assert window.name not in sessions()
 
 
+def test_a_person_may_close_it(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run-closed")
+    window, write = Window(run), Written(run)
+    window.start({})
+    tmux("kill-session", "-t", f"={window.name}")
+    assert window.finish(write.end("done")) == ()
+
+
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
 def test_a_window_that_nobody_sees_is_not_left_over(tmp_path: Path, status: str) -> None:
     run = run_of(tmp_path / f"run-{status}")
@@ -92,7 +100,7 @@ def test_when_the_run_has_failed_it_waits_for_a_key(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run-seen")
     window, write = Window(run), Written(run)
     window.start({})
-    tmux("new-session", "-d", "-s", "person", "-x", "200", "-y", "50", f"env -u TMUX tmux attach -t {window.name}")
+    program.begin("-s", "person", *program.SIZE, f"env -u TMUX tmux attach -t {window.name}")
     until(lambda: tmux("display-message", "-p", "-t", f"={window.name}:", "#{session_attached}") == "1", "attaching")
     window.finish(write.end("failed", "mini3: killed by signal 9"))
     until(lambda: all("any key closes this window" in pane for pane in panes(window.name)), "the reason")
@@ -105,7 +113,7 @@ def test_when_the_run_has_failed_it_goes_with_who_watched(tmp_path: Path) -> Non
     run = run_of(tmp_path / "run-left")
     window, write = Window(run), Written(run)
     window.start({})
-    tmux("new-session", "-d", "-s", "person", "-x", "200", "-y", "50", f"env -u TMUX tmux attach -t {window.name}")
+    program.begin("-s", "person", *program.SIZE, f"env -u TMUX tmux attach -t {window.name}")
     until(lambda: tmux("display-message", "-p", "-t", f"={window.name}:", "#{session_attached}") == "1", "attaching")
     window.finish(write.end("failed", "no reason"))
     until(lambda: all("any key closes" in pane for pane in panes(window.name)), "the reason")
@@ -114,7 +122,7 @@ def test_when_the_run_has_failed_it_goes_with_who_watched(tmp_path: Path) -> Non
 
 
 def test_inside_of_tmux_it_is_a_window_of_that_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmux("new-session", "-d", "-s", "person", "-x", "200", "-y", "50", "cat")
+    program.begin("-s", "person", *program.SIZE, "cat")
     for name, value in (("TMUX", "#{socket_path},#{pid},0"), ("TMUX_PANE", "#{pane_id}")):
         monkeypatch.setenv(name, tmux("display-message", "-p", "-t", "=person:", value))
     run = run_of(tmp_path / "run-inside")

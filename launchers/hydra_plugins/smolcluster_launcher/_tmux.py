@@ -71,6 +71,7 @@ class LocalPanes(OnThisMachine):
             session.pid = await first_word(session, name, STARTS_S)
         except BaseException:
             ProcessSession.kill(session)
+            await session.wait()
             session.close()
             raise
         return session
