@@ -37,7 +37,7 @@ class Report:
     packages: Mapping[str, str | None]
     there: frozenset[str]
     error: str
-    tmux: str | None
+    tmux: str | None = None
     """Where tmux is; None where there is none."""
 
     @classmethod
