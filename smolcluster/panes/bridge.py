@@ -137,6 +137,7 @@ def end_like(code: int) -> NoReturn:
 
 def main() -> NoReturn:
     session, node, *argv = sys.argv[1:]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was made is removed on the way
     try:
         code = Bridge(session, node, argv or [sys.executable, *NODE]).run()
     except (RunFailed, OSError) as error:

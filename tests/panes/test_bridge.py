@@ -205,17 +205,21 @@ def test_bridge_and_pane_killed_at_once(tmp_path: Path) -> None:
         until(lambda: not alive(node), "the end of the node", within=2)
 
 
-def test_a_bridge_that_is_killed_while_it_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_bridge_that_is_ended_while_it_starts(tmp_path: Path, number: signal.Signals) -> None:
     """At whatever moment: nothing comes up afterwards, and nothing stays."""
     run = "import sys; sys.stdin.read()"
     for delay in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3):
         command = [sys.executable, "-m", "smolcluster.panes.bridge", NAME, "mini2", *python(run)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        place = {**os.environ, "TMPDIR": str(tmp_path)}
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=place) as process:
             threading.Event().wait(delay)
-            process.kill()
+            process.send_signal(number)
             assert process.stdout is not None
             assert process.stdout.read() == b"", "until all that had been started has ended"
         until(lambda: NAME not in sessions(), "the end of the session", within=5)
+        if number == signal.SIGTERM:
+            assert list(tmp_path.iterdir()) == []
 
 
 def test_a_successor_takes_the_place_of_a_session_that_is_still_there(tmp_path: Path) -> None:

@@ -52,6 +52,16 @@ class PaneSession(ProcessSession):
                 os.kill(self.pid, signal.SIGKILL)
             asyncio.get_running_loop().call_later(KILL_S, super().kill)
 
+    async def give_up(self) -> None:
+        """End the bridge before its node has come up; it removes what it has made."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self.wait(), KILL_S)
+        except TimeoutError:
+            super().kill()
+            await self.wait()
+
 
 class LocalPanes(OnThisMachine):
     """Starts each node of this machine in a tmux session, from scratch: what is forked could not be in another one."""
@@ -70,8 +80,7 @@ class LocalPanes(OnThisMachine):
         try:
             session.pid = await first_word(session, name, STARTS_S)
         except BaseException:
-            ProcessSession.kill(session)
-            await session.wait()
+            await session.give_up()
             session.close()
             raise
         return session
