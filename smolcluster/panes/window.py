@@ -33,6 +33,9 @@ class Window:
         except tmux.TmuxFailed as error:
             self._end()
             raise TrackerFailed(str(error)) from None
+        except KeyboardInterrupt:
+            self._end()
+            raise
 
     def on_event(self, event: Event) -> None:
         """The panes read the run's directory themselves."""
@@ -97,7 +100,7 @@ class Window:
                 tmux.tell("kill-window", "-t", self._id)
             except tmux.TmuxFailed:
                 return  # somebody has closed it
-        elif self._id:
+        elif not self._inside:
             tmux.end(self.name)
 
 
