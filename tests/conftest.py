@@ -27,6 +27,15 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["XDG_CACHE_HOME"] = before
 
 
+@pytest.fixture(scope="session", autouse=True)
+def private_tmux(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests have a tmux server of their own, and are in nobody's session."""
+    before = {name: os.environ.pop(name, None) for name in ("TMUX", "TMUX_PANE", "TMUX_TMPDIR")}
+    os.environ["TMUX_TMPDIR"] = str(tmp_path_factory.mktemp("tmux"))
+    yield
+    os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
 @pytest.fixture
 def torch_settings() -> Iterator[None]:
     """Put back what a node sets for its whole process."""

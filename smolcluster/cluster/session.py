@@ -241,7 +241,11 @@ class LocalProcesses(OnThisMachine):
         self._descriptors = tuple(descriptors)
 
     async def start(self, name: str) -> ProcessSession:
-        process = await asyncio.create_subprocess_exec(
+        return ProcessSession(await self.begin())
+
+    async def begin(self) -> asyncio.subprocess.Process:
+        """Start the process."""
+        return await asyncio.create_subprocess_exec(
             sys.executable,
             *self._command,
             stdin=asyncio.subprocess.PIPE,
@@ -252,7 +256,6 @@ class LocalProcesses(OnThisMachine):
             start_new_session=True,  # Ctrl-C in the terminal is the controller's to handle, not the nodes'
             limit=MAX_EVENT_BYTES,
         )
-        return ProcessSession(process)
 
     async def close(self) -> None:
         return

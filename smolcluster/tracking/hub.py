@@ -17,7 +17,7 @@ from smolcluster.tracking.console import Console
 from smolcluster.tracking.logs import LogSink, stderr_event
 from smolcluster.tracking.rundir import PLOT, RunDirectory, RunReader
 from smolcluster.tracking.summary import Status, Summary
-from smolcluster.tracking.tracker import Event, NodeInfo, RunInfo, Tracker
+from smolcluster.tracking.tracker import Event, NodeInfo, RunInfo, Tracker, window
 
 logger = logging.getLogger(__name__)
 NEVER_DROPPED = frozenset({"directory", "summary", "logs"})
@@ -58,7 +58,9 @@ class Tracking:
     def of(cls, spec: RunSpec, run: RunInfo, console: Console, *, plot: bool = True) -> Tracking:
         """Tracking with the tracker and the logs that ``spec`` asks for."""
         name = spec.choices.get("tracking", type(spec.tracking).__name__)
-        trackers = {name: spec.tracking.tracker(run)}
+        make = window.get()
+        shown = {} if make is None else {"window": make(run)}
+        trackers = {**shown, name: spec.tracking.tracker(run)}
         return cls(run, console=console, trackers=trackers, logs=spec.logging.sink(run), plot=plot)
 
     def start(self, record: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ be quick (an event a millisecond is normal) and may break: whoever feeds it drop
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -127,3 +128,7 @@ class NoTracker:
 
     def finish(self, summary: Mapping[str, Any]) -> Sequence[str]:
         return ()
+
+
+window: ContextVar[Callable[[RunInfo], Tracker] | None] = ContextVar("window", default=None)
+"""Set by a launcher that shows every run in a way of its own, besides the run's tracker."""

@@ -41,6 +41,7 @@ PrintMotd no
 MaxStartups 100
 MaxSessions 100
 Subsystem sftp internal-sftp
+SetEnv TMUX_TMPDIR={tmux}
 """
 
 
@@ -87,11 +88,17 @@ class Host:
         name = self.address if self.port == 22 else f"[{self.address}]:{self.port}"
         return f"{name} {kind} {key}\n"
 
-    def start(self) -> None:
-        """Start its sshd, in its namespace, with a passwd of its own that says where home is."""
-        (self.folder / "sshd_config").write_text(
-            CONFIG.format(port=self.port, address=self.address, folder=self.folder, user=getpass.getuser())
-        )
+    @property
+    def tmux(self) -> Path:
+        """Where its tmux server has its socket."""
+        return self.folder / "tmux"
+
+    def start(self, lacks: Sequence[str] = ()) -> None:
+        """Start its sshd, in its namespace, with a passwd of its own that says where home is. The programs that it
+        ``lacks`` cannot be run there."""
+        self.tmux.mkdir(exist_ok=True)
+        facts = {"port": self.port, "address": self.address, "folder": self.folder, "tmux": self.tmux}
+        (self.folder / "sshd_config").write_text(CONFIG.format(**facts, user=getpass.getuser()))
         command = [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
         if self.namespace is not None:
             passwd = self.folder / "passwd"
@@ -99,7 +106,9 @@ class Host:
             fields = [line.split(":") for line in lines]
             mine = [[*each[:5], str(self.home), *each[6:]] if each[2] == "0" else each for each in fields]
             passwd.write_text("".join(":".join(each) + "\n" for each in mine))
-            script = f"mount --bind {passwd} /etc/passwd && exec {' '.join(command)}"
+            covered = [(passwd, "/etc/passwd"), *(("/dev/null", shutil.which(name)) for name in lacks)]
+            mounts = "".join(f"mount --bind {over} {place} && " for over, place in covered)
+            script = f"{mounts}exec {' '.join(command)}"
             command = ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "sh", "-c", script]
         before = self.log.read_text().count(LISTENING) if self.log.exists() else 0
         with self.log.open("ab") as log:
@@ -131,7 +140,8 @@ class Host:
         """Start a command there, as somebody who sits in front of it does."""
         place = [] if self.namespace is None else ["ip", "netns", "exec", self.namespace]
         return subprocess.Popen(
-            [*place, *command], cwd=self.home, env={**os.environ, "HOME": str(self.home)}, text=True,
+            [*place, *command], cwd=self.home, text=True,
+            env={**os.environ, "HOME": str(self.home), "TMUX_TMPDIR": str(self.tmux)},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

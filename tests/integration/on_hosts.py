@@ -86,7 +86,7 @@ def node_pids(host: Host) -> list[int]:
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if b"smolcluster.node" in words and alive(pid):
+        if (b"smolcluster.node" in words or b"smolcluster.panes" in words) and alive(pid):
             found.append(pid)
     return found
 

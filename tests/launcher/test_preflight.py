@@ -74,6 +74,31 @@ def test_what_is_in_the_way(report: Report, changed: dict[str, object], words: s
     assert words in found
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"system": "Linux", "tmux": None}, "has no tmux, which hydra.launcher.tmux=true needs: sudo apt install tmux"),
+        ({"system": "Darwin", "tmux": None}, "has no tmux, which hydra.launcher.tmux=true needs: brew install tmux"),
+        ({"system": "Windows", "tmux": "C:\\tmux.exe"}, "is a Windows machine, where there is no tmux: "),
+    ],
+)
+def test_tmux_is_needed_where_it_is_asked_for(report: Report, changed: dict[str, object], words: str) -> None:
+    assert list(obstacles(replace(report, tmux="/usr/bin/tmux"), environment=False, tmux=True)) == []
+    other = replace(report, **changed)  # type: ignore[arg-type]
+    assert list(obstacles(other, environment=False)) == []
+    (found,) = obstacles(other, environment=False, tmux=True)
+    assert found.startswith(words)
+
+
+def test_tmux_is_found_where_a_login_does_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmux").write_text("#!/bin/sh\n")
+    (tmp_path / "tmux").chmod(0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    question = {"workdir": str(tmp_path), "packages": [], "wanted": []}
+    assert _probe.probe({**question, "places": []})["tmux"] is None
+    assert _probe.probe({**question, "places": ["/no", str(tmp_path)]})["tmux"] == str(tmp_path / "tmux")
+
+
 def test_another_torch_is_refused_and_other_differences_are_shown(report: Report) -> None:
     other = replace(report, packages={**report.packages, "torch": "1.0.0"})
     (found,) = obstacles(other, environment=False)

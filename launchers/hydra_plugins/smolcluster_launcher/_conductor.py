@@ -23,9 +23,10 @@ from hydra_plugins.smolcluster_launcher._bundle import Parcel
 from hydra_plugins.smolcluster_launcher._follow import HELD, LIVE, STOP
 from hydra_plugins.smolcluster_launcher._order import LOG, SILENT_S, Order, Ready
 from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
+from hydra_plugins.smolcluster_launcher._tmux import nodes_here
 
 from smolcluster.cluster import routes
-from smolcluster.cluster.session import Say, Sessions, Whereabouts, local_sessions, opener
+from smolcluster.cluster.session import Say, Sessions, Whereabouts, opener
 from smolcluster.errors import SmolclusterError
 from smolcluster.node.control import Events, split_streams
 from smolcluster.node.keeper import stay
@@ -242,7 +243,7 @@ def conduct(order: Order, window: Window, leash: Leash, report: Events) -> Resul
             report("invite", name=name, word=word)
 
         def make(spec: RunSpec, threads: int) -> Sessions:
-            return GateSessions(spec, order, local_sessions(threads), invite)
+            return GateSessions(spec, order, nodes_here(threads, in_tmux=bool(order.options["tmux"])), invite)
 
         opener.set(make)
     return see_through(spec, order.place(), order.job(), Origin(**order.origin), window, leash.until_stop)

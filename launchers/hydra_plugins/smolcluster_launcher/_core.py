@@ -30,9 +30,10 @@ from hydra_plugins.smolcluster_launcher._guests import unwelcoming, wrong_guests
 from hydra_plugins.smolcluster_launcher._here import importable
 from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
 from hydra_plugins.smolcluster_launcher._ssh import SSHSession, Target, first_word
+from hydra_plugins.smolcluster_launcher._tmux import nodes_here, unfit, windows, wrong_with_tmux
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from smolcluster.cluster.session import LocalProcesses, Session, Sessions, local_sessions, opener
+from smolcluster.cluster.session import LocalProcesses, Session, Sessions, opener
 from smolcluster.errors import ConfigError, Problem, RunFailed
 from smolcluster.pipeline import jobs
 from smolcluster.pipeline.job import leaver
@@ -74,6 +75,8 @@ class Sweep:
         batch = [self.compose(number, overrides) for number, overrides in enumerate(job_overrides, first)]
         if self.options.detach:
             self.refuse_to_detach(batch, first)
+        if self.options.tmux and (problems := [problem for job in batch for problem in unfit(job.config)]):
+            raise ConfigError(problems)
         log.info("Launching %d jobs", len(batch))
         if self.options.detach or (self.options.max_concurrent == 1 and self.options.host is None):
             with self.machines():
@@ -97,13 +100,14 @@ class Sweep:
         def make(spec: RunSpec, threads: int) -> Sessions:
             if problems := list(unwelcoming(spec, options.guests)):
                 raise ConfigError(problems)
-            return ClusterSessions(spec, options, machines, local_sessions(threads))
+            return ClusterSessions(spec, options, machines, nodes_here(threads, in_tmux=options.tmux))
 
         before = opener.set(make)
         leaving = _detach.Detach(options, machines, self.options.connect_timeout_s) if self.options.detach else None
         stayed = leaver.set(leaving)
         try:
-            yield
+            with windows(wanted=options.tmux):
+                yield
         finally:
             opener.reset(before)
             leaver.reset(stayed)
@@ -329,3 +333,4 @@ def wrong(options: DictConfig) -> Iterable[Problem]:
     if not 0 <= options.gate_port <= 65535:
         rule = "must be >= 0 and <= 65535"
         yield Problem(key="hydra.launcher.gate_port", value=options.gate_port, rule=rule, nearest="0")
+    yield from wrong_with_tmux(options)

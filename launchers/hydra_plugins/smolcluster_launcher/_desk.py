@@ -164,6 +164,7 @@ class DeskSessions:
         self._say = say
         await self._connect()
         resume = needs.paths.get("resume")
+        await self.local.open([name for name in names if self.spec.cluster.node(name).is_here], run, needs, say)
         found = await self._ask(
             "open",
             spec=self.spec.plain(),

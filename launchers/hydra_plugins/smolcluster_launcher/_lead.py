@@ -58,6 +58,7 @@ def _run(parcel: bytes) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.singleton import Singleton
     from hydra.core.utils import run_job, setup_globals
+    from hydra_plugins.smolcluster_launcher._tmux import windows
 
     from smolcluster.cluster.session import opener
 
@@ -66,16 +67,18 @@ def _run(parcel: bytes) -> Any:
     outer = cloudpickle.loads(parcel)
     sys.path[:] = outer["path"]
     job = cloudpickle.loads(outer["job"])
-    opener.set(_opener(desk, job["config"].hydra.launcher))
+    options = job["config"].hydra.launcher
+    opener.set(_opener(desk, options))
     Singleton.set_state(job["singletons"])
     HydraConfig.instance().set_config(job["config"])
-    return run_job(
-        hydra_context=job["context"],
-        task_function=job["task"],
-        config=job["config"],
-        job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-    )
+    with windows(wanted=options.tmux and desk is not None):  # on a machine where nobody sits, nobody would see it
+        return run_job(
+            hydra_context=job["context"],
+            task_function=job["task"],
+            config=job["config"],
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
 
 
 def _opener(desk: socket.socket | None, options: Any) -> Any:
@@ -83,13 +86,12 @@ def _opener(desk: socket.socket | None, options: Any) -> Any:
     from hydra_plugins.smolcluster_launcher._core import machine_options
     from hydra_plugins.smolcluster_launcher._desk import DeskSessions
     from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines
-
-    from smolcluster.cluster.session import local_sessions
+    from hydra_plugins.smolcluster_launcher._tmux import nodes_here
 
     machines = Machines(options.connect_timeout_s)
 
     def make(spec: Any, threads: int) -> Any:
-        local = local_sessions(threads)
+        local = nodes_here(threads, in_tmux=options.tmux)
         if spec.cluster.is_local:
             return local
         if desk is not None:

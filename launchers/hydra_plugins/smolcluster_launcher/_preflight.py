@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from smolcluster.cluster.session import Check
+from smolcluster.panes.tmux import absence
 
 MIN_PYTHON = (3, 11)
 MIN_FREE_BYTES = 200 << 20
@@ -37,6 +38,8 @@ class Report:
     packages: Mapping[str, str | None]
     there: frozenset[str]
     error: str
+    tmux: str | None = None
+    """Where tmux is; None where there is none."""
 
     @classmethod
     def of(cls, name: str, answer: Mapping[str, Any], *, sent: float, received: float) -> Report:
@@ -55,6 +58,7 @@ class Report:
             packages=answer["packages"],
             there=frozenset(answer.get("there", ())),
             error=answer["error"],
+            tmux=answer["tmux"],
         )
 
 
@@ -70,8 +74,9 @@ def _version(name: str) -> str | None:
         return None
 
 
-def obstacles(report: Report, *, environment: bool) -> Iterable[str]:
-    """Why no node can run there, each with what to do. ``environment``: packages are about to be installed."""
+def obstacles(report: Report, *, environment: bool, tmux: bool = False) -> Iterable[str]:
+    """Why no node can run there, each with what to do. ``environment``: packages are about to be installed; ``tmux``:
+    nodes are to run in tmux sessions."""
     key = f"cluster.nodes.{report.name}"
     if report.error:
         yield f"cannot write to {report.error}; set {key}.workdir"
@@ -90,6 +95,8 @@ def obstacles(report: Report, *, environment: bool) -> Iterable[str]:
         elif _series(report.packages["torch"]) != _series(_version("torch")):
             theirs, ours = report.packages["torch"], _version("torch")
             yield f"has torch {theirs}, this machine {ours}: nodes must have the same up to the second number"
+    if tmux and (report.tmux is None or report.system == "Windows"):
+        yield absence(report.system)
 
 
 def checks(report: Report, *, environment: bool) -> list[Check]:

@@ -53,6 +53,7 @@ def probe(request):
         "time": time.time(),
         "workdir": workdir,
         "packages": dict((name, version(name)) for name in request["packages"]),
+        "tmux": shutil.which("tmux") or shutil.which("tmux", path=os.pathsep.join(request.get("places", []))),
         "error": "",
     }
     try:

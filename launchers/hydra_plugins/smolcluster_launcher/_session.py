@@ -29,10 +29,12 @@ from hydra_plugins.smolcluster_launcher._ssh import (
     Target,
     first_word,
 )
+from hydra_plugins.smolcluster_launcher._tmux import BRIDGE
 
 from smolcluster.cluster.inventory import Node
 from smolcluster.cluster.session import Check, Say, Session, Sessions, Whereabouts, node_settings
 from smolcluster.errors import RunFailed, SmolclusterError
+from smolcluster.panes.tmux import PLACES, session_name
 
 if TYPE_CHECKING:
     from smolcluster.spec.needs import Needs
@@ -63,6 +65,7 @@ class Options:
     join_timeout_s: float = 600.0
     guests: int = 0
     keep_days: float = 30.0
+    tmux: bool = False
 
 
 def target_of(name: str, node: Node) -> Target:
@@ -148,6 +151,8 @@ class ClusterSessions:
         """
         self._run, self._say = run, say
         far = [name for name in names if self._is_far(name)]
+        if self.local is not None:
+            await self.local.open([name for name in names if name not in far], run, needs, say)
         manual = [name for name in far if self._is_manual(name)]
         if manual:
             await self._invite(manual)
@@ -270,7 +275,8 @@ class ClusterSessions:
         report = await look(machine, name, node, wanted)
         if not report.error and report.python >= MIN_PYTHON:
             report = await tidy(machine, report, wanted, self.options.keep_days, partial(say, name))
-        if problems := list(obstacles(report, environment=self.options.env is not None)):
+        equipped = self.options.env is not None
+        if problems := list(obstacles(report, environment=equipped, tmux=self.options.tmux)):
             raise HostFailed("\n".join(f"{name}: {problem}" for problem in problems))
         remote = Remote(machine=machine, report=report, python=report.executable, uses=wanted)
         sent = await self._send(remote, code, parcels)
@@ -343,12 +349,16 @@ class ClusterSessions:
         """Start a node with these descriptors as its standard streams."""
         remote = self._remote[name]
         return await remote.machine.start(
-            [remote.python, "-m", "smolcluster.node"],
+            [remote.python, "-m", *self._module(name)],
             descriptors,
             on_end,
             directory=remote.report.workdir,
             environment={**node_settings(self.threads(name, remote)), **remote.environment},
         )
+
+    def _module(self, name: str) -> list[str]:
+        """What is started for a node, with its words."""
+        return [BRIDGE, session_name(self._run, name), name] if self.options.tmux else ["smolcluster.node"]
 
     def place(self, name: str) -> Whereabouts | None:
         remote = self._remote.get(name)
@@ -406,7 +416,7 @@ class ClusterSessions:
 
 def look_here(name: str) -> Report:
     """The same questions, answered by this process."""
-    request = {"workdir": DEFAULT_WORKDIR, "packages": list(here()), "wanted": []}
+    request = {"workdir": DEFAULT_WORKDIR, "packages": list(here()), "wanted": [], "places": list(PLACES)}
     now = time.time()
     answer: Mapping[str, object] = probe(request)  # type: ignore[no-untyped-call]  # it has to run on any Python
     return Report.of(name, answer, sent=now, received=now)
@@ -420,6 +430,7 @@ def typed_there(word: str, what: str = "type there") -> str:
 async def look(machine: Reached, name: str, node: Node, wanted: Sequence[str]) -> Report:
     """Ask a machine what it is and has."""
     request = {"workdir": node.workdir or DEFAULT_WORKDIR, "packages": list(here()), "wanted": list(wanted)}
+    request["places"] = list(PLACES)
     question = json.dumps(request)
     script = Path(__file__).with_name("_probe.py").read_bytes()
     if machine.shell != "posix":

@@ -37,6 +37,8 @@ class SmolclusterLauncherConf:
     """Seconds to wait for machines to join; > 0, <= 86400."""
     guests: int = 0
     """Machines that may join while the run is under way (a join command is printed for each); 0 .. 64."""
+    tmux: bool = False
+    """Run each node in a tmux session of its machine, and open a window here with a pane for each."""
     sync: bool = True
     """Send this machine's smolcluster to the others, unless they have the very same already."""
     env: Optional[str] = None  # noqa: UP045
