@@ -141,6 +141,8 @@ def test_command_lines_compose(command: Command, earlier_run: Path) -> None:
         return  # a placeholder that only its reader can fill
     if command.page == EXAMPLE.name and "algo=signvote" in words:
         return  # an option that the page itself makes; tried out below
+    if "hydra/sweeper=optuna" in words:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install 'smolcluster[optuna]'")
     if "problem" in command.shown.partition("\n")[0]:
         with pytest.raises(ConfigError) as error:
             validate_jobs(rewrite(words), command.config_dir)
