@@ -135,7 +135,7 @@ class Vector:
         self.statistics = torch.zeros(1, dtype=torch.float64) if statistics else None
         self.applied: list[tuple[list[float], float]] = []
 
-    async def compute(self, work: Callable[[], T]) -> T:
+    async def compute(self, work: Callable[[], T], passes: float = 1.0) -> T:
         return work()
 
     async def gradient(self, spans: Sequence[Span], *, step: int, rank: int) -> Gradient:

@@ -57,7 +57,7 @@ def test_a_run_that_is_over_is_shown(capsys: pytest.CaptureFixture[str], tmp_pat
 
 def test_a_machine_that_is_gone(capsys: pytest.CaptureFixture[str], tmp_path: Path, no_thread_left: None) -> None:
     target = {"name": "mini1", "host": "127.0.0.1", "user": "me", "port": 1, "identity": None, "jump": None}
-    left = {**LEFT, "node": "mini1", "target": {**target, "shell": "posix"}}
+    left = {**LEFT, "node": "mini1", "target": target}
     (tmp_path / "detached.json").write_text(json.dumps(left))
     assert main([f"attach={tmp_path}"]) == 1
     assert capsys.readouterr().err == (

@@ -424,7 +424,7 @@ class Toy:
     async def load_buffers(self, buffers: Any) -> None:
         raise AssertionError("it has none")
 
-    async def compute(self, work: Callable[[], Any]) -> Any:
+    async def compute(self, work: Callable[[], Any], passes: float = 1.0) -> Any:
         return work()
 
     def digest(self) -> str:

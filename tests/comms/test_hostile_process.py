@@ -65,6 +65,7 @@ class NodeProcess:
             folder=str(folder),
             cache=str(cache_folder()),
             threads=1,
+            uses=None,
             resume=None,
             purpose="train",
         )

@@ -122,7 +122,7 @@ def test_when_the_run_has_failed_it_goes_with_who_watched(tmp_path: Path) -> Non
 
 
 def test_inside_of_tmux_it_is_a_window_of_that_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program.begin("-s", "person", *program.SIZE, "cat")
+    program.begin("-s", "person", "-n", "typing", *program.SIZE, "cat")
     for name, value in (("TMUX", "#{socket_path},#{pid},0"), ("TMUX_PANE", "#{pane_id}")):
         monkeypatch.setenv(name, tmux("display-message", "-p", "-t", "=person:", value))
     run = run_of(tmp_path / "run-inside")
@@ -130,11 +130,11 @@ def test_inside_of_tmux_it_is_a_window_of_that_session(tmp_path: Path, monkeypat
     assert list(window.start({})) == [f"a pane for each node: window {window.name} of this tmux session"]
     assert sessions() == ["person"]
     windows = lambda: tmux("list-windows", "-t", "=person", "-F", "#{window_name} #{window_active}").splitlines()  # noqa: E731
-    assert windows() == ["cat 1", f"{window.name} 0"], "the person stays where the command was typed"
+    assert windows() == ["typing 1", f"{window.name} 0"], "the person stays where the command was typed"
     window.finish(write.end("failed", "no reason"))
     until(lambda: "any key closes this window" in screen(f"=person:={window.name}"), "the reason")
     tmux("send-keys", "-t", f"=person:={window.name}", "x")
-    until(lambda: windows() == ["cat 1"], "the end of the window")
+    until(lambda: windows() == ["typing 1"], "the end of the window")
     tmux("kill-session", "-t", "=person")
 
 
