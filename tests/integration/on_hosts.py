@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from smolcluster.spec.build import conf_dir
-from tests.integration.command import Command, alive
+from tests.integration.command import Command, alive, command
 from tests.integration.hosts import Host, Hosts
 
 
@@ -21,6 +21,7 @@ class Cluster:
 
     hosts: Hosts
     me: Path
+    _here: dict[tuple[str, ...], Command] = field(default_factory=dict)
 
     @classmethod
     def of(cls, hosts: Hosts) -> Cluster:
@@ -31,6 +32,13 @@ class Cluster:
         cluster = cls(hosts, me)
         cluster.write("three", {})
         return cluster
+
+    def here(self, *words: str) -> Command:
+        """The same run on this machine alone, for comparison; done once for the same words."""
+        if words not in self._here:
+            folder = self.hosts.folder / "here" / str(len(self._here))
+            self._here[words] = command(folder, *words, "cluster.threads_per_node=1")
+        return self._here[words]
 
     @property
     def config_dir(self) -> Path:

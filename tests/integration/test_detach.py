@@ -19,7 +19,7 @@ from tests.integration.command import Command, alive, command, gone
 from tests.integration.hosts import Host, ip, why_not
 from tests.integration.on_hosts import Cluster
 
-pytestmark = pytest.mark.xdist_group("hosts")
+pytestmark = pytest.mark.xdist_group("detach")
 isolated = pytest.mark.skipif(bool(why_not()), reason=f"needs hosts with networks of their own: {why_not()}")
 WORDS = ("train.export=false", "train.eval_samples=64", "train.eval_steps=null", "train.checkpoint_steps=50")
 LONG = (*WORDS, "train.epochs=10000")
@@ -132,7 +132,7 @@ def whole(run: Path) -> dict[str, object]:
 
 def test_a_run_without_its_command_comes_to_the_same(cluster: Cluster, tmp_path: Path) -> None:
     words = (*WORDS, "train.epochs=8", "train.export=true")
-    here = command(tmp_path / "here", *words, "cluster.threads_per_node=1")
+    here = cluster.here(*words)
     with cluster.command(tmp_path / "run", DETACH, *words) as start:
         start.wait_for("to come back: .*attach=")
         start.process.kill()
@@ -180,7 +180,7 @@ def test_nothing_is_left_when_the_conductor_is_killed(cluster: Cluster, tmp_path
 def test_the_run_does_not_need_the_persons_machine(cluster: Cluster, tmp_path: Path) -> None:
     """Its link is cut, and then one between the others, for three seconds each."""
     words = (*WORDS, "train.epochs=20", "comms.chaos_delay_s=0.01")
-    here = command(tmp_path / "here", *words, "cluster.threads_per_node=1")
+    here = cluster.here(*words)
     with detached(cluster, tmp_path / "run", *words) as run, Back.to(run, home=cluster.me) as watching:
         watching.wait_for("step 2")
         with cut_off(cluster):
@@ -324,7 +324,7 @@ def test_the_persons_machine_may_be_the_server(cluster: Cluster, tmp_path: Path)
     own = cluster.hosts["mini1"].address.rpartition(".")[0] + ".1" if cluster.hosts.isolated else "127.0.0.1"
     cluster.write("here", {}, {"mini1": {"ssh": None, "host": own}})
     words = (*WORDS, "train.epochs=8")
-    here = command(tmp_path / "here", *words, "cluster.threads_per_node=1")
+    here = cluster.here(*words)
     with cluster.command(tmp_path / "run", DETACH, *words, cluster="here") as start:
         assert start.finish() == 0, "\n".join(start.lines) + start.stderr
         back(cluster, start.run)

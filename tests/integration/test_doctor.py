@@ -13,7 +13,7 @@ from tests.integration.command import Command, command
 from tests.integration.hosts import ip, why_not
 from tests.integration.on_hosts import Cluster
 
-pytestmark = pytest.mark.xdist_group("hosts")
+pytestmark = pytest.mark.xdist_group("doctor")
 isolated = pytest.mark.skipif(bool(why_not()), reason=f"needs hosts with networks of their own: {why_not()}")
 QUICK = ("pipeline=doctor", "pipeline.seconds=0.3", "comms.connect_timeout_s=4")
 

@@ -28,7 +28,7 @@ from tests.panes.sessions import (
     words_of,
 )
 
-pytestmark = [needs_tmux, pytest.mark.xdist_group("hosts")]
+pytestmark = [needs_tmux, pytest.mark.xdist_group("tmux on hosts")]
 isolated = pytest.mark.skipif(bool(why_not()), reason=f"needs hosts with networks of their own: {why_not()}")
 WORDS = ("train.export=false", "train.eval_samples=64", "train.eval_steps=null")
 TMUX = "hydra.launcher.tmux=true"
@@ -145,7 +145,7 @@ def test_jobs_side_by_side_have_sessions_and_a_window_each(tmp_path: Path) -> No
 
 def test_hosts_have_a_session_each_and_all_are_seen_here(cluster: Cluster, tmp_path: Path) -> None:
     words = (*WORDS, "train.epochs=3", "comms.chaos_delay_s=0.004")
-    here = command(tmp_path / "here", *words, "cluster.threads_per_node=1")
+    here = cluster.here(*words)
     with cluster.command(tmp_path / "there", *words, TMUX) as run:
         name = run_id(run)
         run.wait_until(lambda: run.steps() > 5, "step 5")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from hydra_plugins.smolcluster_launcher import _probe
+from hydra_plugins.smolcluster_launcher import _probe, _tidy
 from hydra_plugins.smolcluster_launcher._preflight import Report, differences, here, obstacles
 
 from smolcluster.cli.main import main
@@ -24,6 +26,11 @@ def report(tmp_path: Path) -> Report:
     script = Path(_probe.__file__).read_bytes()
     done = subprocess.run([sys.executable, "-", json.dumps(question)], input=script, capture_output=True, check=True)
     return Report.of("mini2", json.loads(done.stdout), sent=0.0, received=0.0)
+
+
+@pytest.mark.parametrize("script", [_probe, _tidy])
+def test_what_runs_on_any_python_is_python_of_long_ago(script: ModuleType) -> None:
+    ast.parse(Path(str(script.__file__)).read_text(), feature_version=(3, 7))
 
 
 def test_this_machine_is_fit(report: Report, tmp_path: Path) -> None:
