@@ -2,8 +2,8 @@
 
 The server gives the orders, one at a time, so that no measurement disturbs another: first everybody computes at the
 same time (as in training), then each alone, then each link is tried in each direction, then all links of the server
-at once. What is found goes up to the controller as ``measured`` lines of the journal. A link that does not come
-about, or a node that dies, costs its own measurements only.
+at once, and at last a few steps are made as in training. What is found goes up to the controller as ``measured`` lines
+of the journal. A link that does not come about, or a node that dies, costs its own measurements only.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smolcluster.comms.buffers import Layout
 from smolcluster.errors import PeerLost
-from smolcluster.messages import Carried, Echo, Finish, Join, Order, Probe
+from smolcluster.messages import Carried, Echo, Finish, Join, Order, Probe, Work
 from smolcluster.ports import Clock, Delivery, Journal, Learner, Member, Peers, Received, Span, ViewChanged
 
 if TYPE_CHECKING:
     from smolcluster.spec.run import RunSpec
 
-CHUNK_BYTES = 1 << 19
+CHUNK_BYTES = 1 << 17
 CHUNK = Layout("uint8", CHUNK_BYTES)
 """What a link is filled with, again and again; small enough for a slow link, large enough for a fast one."""
-AHEAD = 4
+REST_S = 0.15
+"""Before a link is filled: shapers have forgotten what was before, and TCP has not, as between two steps."""
+AHEAD = 16
 """Chunks that are on their way at a time."""
-MIN_CHUNKS, MAX_SLOW = 4, 6.0
+MIN_CHUNKS, MAX_SLOW = 8, 6.0
 """A slow link carries at least so many chunks, unless that takes so many times as long as a measurement should."""
 PINGS = 20
 MIN_REPEATS, MAX_REPEATS = 3, 200
@@ -49,22 +51,23 @@ class Throughput(NamedTuple):
     peak_per_s: float
 
 
-def throughput(began: float, arrivals: Sequence[float], chunk_bytes: int) -> Throughput:
-    """From the time of an announcement, and those at which equal chunks have arrived after it.
+def throughput(arrivals: Sequence[float], chunk_bytes: int) -> Throughput:
+    """From the times at which equal chunks have arrived. How long it took until
+    the first was there is no matter of speed; a burst of less than two chunks cannot be told from that.
 
-    >>> throughput(0.0, [1.0, 2.0, 3.0, 4.0, 5.0], 100)
+    >>> throughput([1.0, 2.0, 3.0, 4.0, 5.0], 100)
     Throughput(bytes_per_s=100.0, burst_bytes=0.0, peak_per_s=100.0)
-    >>> throughput(0.0, [0.1, 0.2, 1.2, 2.2, 3.2, 4.2], 100)
-    Throughput(bytes_per_s=100.0, burst_bytes=180.0, peak_per_s=1000.0)
+    >>> throughput([0.5, 0.625, 0.75, 1.75, 2.75, 3.75, 4.75], 100)
+    Throughput(bytes_per_s=100.0, burst_bytes=275.0, peak_per_s=800.0)
     """
     settled = max(0, min(int(len(arrivals) * SETTLED), len(arrivals) - 2))
     seconds = arrivals[-1] - arrivals[settled]
     rate = (len(arrivals) - 1 - settled) * chunk_bytes / max(seconds, 1e-9)
-    burst = max(0.0, len(arrivals) * chunk_bytes - rate * (arrivals[-1] - began))
-    if burst < chunk_bytes:
+    burst = len(arrivals) * chunk_bytes - rate * (arrivals[-1] - arrivals[0])
+    if burst < 2 * chunk_bytes:
         return Throughput(rate, 0.0, rate)
     early = int(burst // chunk_bytes)
-    peak = early * chunk_bytes / max(arrivals[early - 1] - began, 1e-9)
+    peak = (early - 1) * chunk_bytes / max(arrivals[early - 1] - arrivals[0], 1e-9)
     return Throughput(rate, burst, max(rate, peak))
 
 
@@ -121,6 +124,8 @@ class Surveyor:
                     task = asyncio.create_task(self.obey(order))
                     self.working.add(task)
                     task.add_done_callback(self.working.discard)
+                case Received(sender, Work() as work):
+                    await self.answer_work(sender, work)
                 case Received(sender, Join()):
                     self.present[sender.name] = sender
                 case ViewChanged(_, lost, _, reason):
@@ -136,7 +141,7 @@ class Surveyor:
             self.peers.send(sender.name, Echo(number=probe.number, index=probe.index))
             times = self.arrived.pop((sender.name, probe.number), [])
             if len(times) > MIN_CHUNKS // 2:
-                found = throughput(times[0], times[1:], CHUNK_BYTES)._asdict()
+                found = throughput(times[1:], CHUNK_BYTES)._asdict()
                 self.tell("carried", sender=sender.name, number=probe.number, began=times[0], ended=times[-1], **found)
 
     def answered(self, who: str, number: int, reason: str = "") -> None:
@@ -173,6 +178,8 @@ class Surveyor:
         if len(names) > 2:
             await self.order([(name, "stream", self.me.name) for name in names[1:]])
             await self.order([(self.me.name, "stream", name) for name in names[1:]])
+        if not lost & {(self.me.name, name) for name in names}:
+            await self.rehearse(names[1:])
         for member in self.peers.view.named("worker"):
             self.peers.send(member.name, Finish(reason="done"))
 
@@ -211,6 +218,27 @@ class Surveyor:
             return f"no answer within {within:g} s"
         finally:
             self.answers.pop((who, number), None)
+
+    async def rehearse(self, workers: Sequence[str]) -> None:
+        """A few steps as a parameter server makes them, without tensors: what they cost besides computing."""
+        size = min(self.batch_size, self.learner.num_samples)
+        times, until = list[float](), self.clock.now() + self.seconds
+        while len(times) < MIN_REPEATS or (self.clock.now() < until and len(times) < MAX_REPEATS):
+            began, number = self.clock.now(), next(self.numbers)
+            await self.learner.snapshot()
+            for name in workers:
+                self.peers.send(name, Work(step=number, version=0, blend=1.0, spans=(0, 0, size)))
+            answers = (self.answer(name, number, self.patience_s + ORDER_S) for name in workers)
+            if any(await asyncio.gather(*answers)):
+                return
+            await self.learner.apply(self.zero)
+            times.append(self.clock.now() - began)
+            self.tell("round", seconds=times[-1])  # as a step is told of
+
+    async def answer_work(self, sender: Member, work: Work) -> None:
+        """What a worker does in a step."""
+        await self.learner.gradient([Span(*work.spans)], step=work.step, rank=self.me.rank)
+        self.peers.send(sender.name, Carried(number=work.step, reason=""))
 
     # --- carrying out ------------------------------------------------------------------------------------
 
@@ -288,7 +316,7 @@ class Surveyor:
 
     async def stream(self, number: int, peer: str) -> str:
         """Fill the link for a while; the other end says what came through."""
-        await self.clock.sleep(min(0.5, self.seconds))  # shapers and buffers have forgotten the last one by then
+        await self.clock.sleep(REST_S)
         self.peers.send(peer, Probe(number=number, index=0, last=0))
         on_the_way: list[Delivery] = []
         index = 0

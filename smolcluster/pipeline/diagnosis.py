@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -52,12 +53,15 @@ class Findings:
     inlets: Mapping[str, Channel] = field(default_factory=dict)
     outlets: Mapping[str, Channel] = field(default_factory=dict)
     failures: Sequence[str] = ()
+    rounds: Sequence[float] = ()
+    """Seconds of each step of the rehearsal."""
 
     @classmethod
     def of(cls, events: Iterable[Mapping[str, Any]]) -> Findings:
         """From the lines of a survey's ``events.jsonl``."""
         nodes: dict[str, dict[str, float]] = defaultdict(dict)
         hardware, samples, failures, num_params = {}, {}, [], 0
+        rounds: list[float] = []
         places: dict[str, tuple[bool, int]] = {}
         trips: dict[tuple[str, str], float] = {}
         reasons: dict[tuple[str, str], str] = {}
@@ -75,6 +79,8 @@ class Findings:
                     nodes[name].update({key: event[key] for key in keys})
                 case "reached":
                     trips[name, event["peer"]] = event["round_trip_s"]
+                case "round":
+                    rounds.append(event["seconds"])
                 case "carried":
                     streams[event["number"]].append(event)
                 case "samples":
@@ -100,6 +106,7 @@ class Findings:
             inlets={es[0]["node"]: channel_of(es) for es in doors if len({e["node"] for e in es}) == 1},
             outlets={es[0]["sender"]: channel_of(es) for es in doors if len({e["sender"] for e in es}) == 1},
             failures=failures,
+            rounds=rounds,
         )  # fmt: skip
 
     def figures(self, batch_size: int) -> Figures:
@@ -124,6 +131,19 @@ class Findings:
             outlets=self.outlets,
             **self.samples,
         )
+
+
+def calibrated(spec: RunSpec, findings: Findings) -> Figures:
+    """The figures of ``findings``, with what a step without tensors took in the rehearsal beyond what they explain."""
+    figures = findings.figures(spec.batch_size)
+    workers = [name for name in spec.cluster.worker_names if name in figures.nodes]
+    server = figures.nodes.get(spec.cluster.server_name)
+    if not findings.rounds or not workers or server is None:
+        return figures
+    computing = max(figures.nodes[name].together_s for name in workers)
+    trip = max((link.round_trip_s for link in figures.links.values()), default=0.0)
+    beyond = statistics.median(findings.rounds) - (computing + trip + server.snapshot_s + server.apply_s)
+    return replace(figures, handling_s=max(0.0, beyond) / len(workers))
 
 
 def channel_of(events: Sequence[Mapping[str, Any]]) -> Channel:

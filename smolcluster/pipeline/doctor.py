@@ -96,9 +96,9 @@ class Doctor:
         return findings if findings.samples else None, failure
 
     def forecast(self, spec: RunSpec, findings: Findings) -> tuple[list[Row], list[str]]:
-        from smolcluster.pipeline.diagnosis import advice, forecasts
+        from smolcluster.pipeline.diagnosis import advice, calibrated, forecasts
 
-        figures = findings.figures(spec.batch_size)
+        figures = calibrated(spec, findings)
         rows = forecasts(spec, self.cases, figures)
         return rows, advice(spec, rows, figures)
 
@@ -136,12 +136,12 @@ def write(
     warnings: Sequence[str],
 ) -> None:
     """``doctor.json``, and the cluster's file with what was measured."""
-    from smolcluster.pipeline.diagnosis import measured_cluster
+    from smolcluster.pipeline.diagnosis import calibrated, measured_cluster
 
     record: dict[str, Any] = {
         "cluster": spec.choices.get("cluster"),
         "machines": {name: [check._asdict() for check in found] for name, found in checks.items()},
-        "figures": None if findings is None else findings.figures(spec.batch_size).plain(),
+        "figures": None if findings is None else calibrated(spec, findings).plain(),
         "forecast": [row.plain for row in rows],
         "warnings": list(warnings),
     }

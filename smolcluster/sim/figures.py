@@ -61,6 +61,8 @@ class Figures:
     outlets: Mapping[str, Channel] = field(default_factory=dict)
     """What a node sends at most, to all others together, where that was measured."""
     inlets: Mapping[str, Channel] = field(default_factory=dict)
+    handling_s: float = 0.0
+    """What a gradient costs its receiver besides all of that: waking up, checking, telling of it."""
 
     def plain(self) -> dict[str, Any]:
         """For JSON; pairs of names become ``a -> b``."""

@@ -81,6 +81,12 @@ class SimPeers:
         return delivery
 
     async def next(self, until: float, waiting_for: str) -> Received | ViewChanged | None:
+        event = await self._event(until)
+        if isinstance(event, Received) and any(layout == "gradient" for layout, _ in tensor_fields(event.message)):
+            await asyncio.sleep(self.network.figures.handling_s)
+        return event
+
+    async def _event(self, until: float) -> Received | ViewChanged | None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
@@ -106,7 +112,7 @@ class Ring:
         num_bytes = figures.tensor_bytes["gradient"] * 2 * (size - 1) / max(size, 1)
         slowest = min((link.channel.bytes_per_s for link in links), default=float("inf"))
         trip = max((link.round_trip_s for link in links), default=0.0)
-        self.seconds = num_bytes / slowest + (size - 1) * trip
+        self.seconds = num_bytes / slowest + (size - 1) * (trip + figures.handling_s)
 
     async def meet(self) -> None:
         """Return when all have come and their gradients have gone round."""

@@ -1,7 +1,7 @@
 """``python -m tests.integration.forecast``: the doctor's forecasts against runs, on links of several shapes.
 
 Three hosts in network namespaces. For each shape of their links and each model the doctor measures and writes its
-forecast; only then the algorithms run, and their steps are timed. Needs root on Linux.
+forecast; only then the algorithms run, and their steps are timed. Needs root on Linux. Arguments: models, all if none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHAPES: Mapping[str, Sequence[float | None]] = {
 }
 """What the links of server, first and second worker carry."""
 MODELS: Mapping[str, Sequence[str]] = {
-    "simplenn": ("model=simplenn",),
+    "simplenn": ("model=simplenn", "model.hidden=4096", "train.batch_size=256"),
     "gpt": (
         "model=gpt", "model.model_dim=128", "model.num_layers=4", "model.num_heads=4", "model.ff_dim=512",
         "model.max_seq_len=64", "data.tokenizer=bytes", "data.max_bytes=200000", "train.batch_size=16",
@@ -72,10 +72,12 @@ def step_time(folder: Path, algo: str) -> float:
     return statistics.fmean(sorted(times)[: -max(1, len(times) // 20)])  # without the slowest twentieth
 
 
-def compare(cluster: Cluster, folder: Path, shape: str) -> Iterator[Case]:
+def compare(cluster: Cluster, folder: Path, shape: str, asked: Sequence[str]) -> Iterator[Case]:
     for host, speed in zip(cluster.hosts, SHAPES[shape], strict=True):
         host.shape(speed)
     for model, words in MODELS.items():
+        if asked and model not in asked:
+            continue
         place = folder / f"{shape} {model}".replace("/", "-").replace(" ", "-").replace(",", "")
         found = doctor(cluster, place / "doctor", words)
         show(f"{shape}, {model}: " + ", ".join(f"{pair} {speed:.0f}" for pair, speed in bandwidths(found).items()))
@@ -97,8 +99,8 @@ def main() -> int:
     cases = []
     with tempfile.TemporaryDirectory() as folder, Hosts(Path(folder) / "hosts", names(3)) as hosts:
         cluster = Cluster.of(hosts)
-        for shape in sys.argv[1:] or SHAPES:
-            for case in compare(cluster, Path(folder), shape):
+        for shape in SHAPES:
+            for case in compare(cluster, Path(folder), shape, sys.argv[1:]):
                 cases.append(case)
                 show(
                     f"{case.shape}, {case.model}, {case.algo}: forecast {case.forecast_s * 1e3:.1f} ms, "

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from smolcluster.pipeline.diagnosis import Findings, advice, best_single, forecasts, measured_cluster
+from smolcluster.pipeline.diagnosis import Findings, advice, best_single, calibrated, forecasts, measured_cluster
 from smolcluster.sim.figures import Channel
 from smolcluster.spec.build import build
 from smolcluster.spec.compose import validate_jobs
@@ -108,6 +108,16 @@ def test_the_forecast_compares_with_the_best_node() -> None:
     syncps = rows[3]
     assert syncps.samples_per_s == pytest.approx(64 / syncps.step_time_s)
     assert advice(asked, rows, Findings.of(lines()).figures(32)) == []
+
+
+def test_what_a_rehearsal_takes_longer_is_charged_to_the_handling_of_gradients() -> None:
+    asked = spec()
+    assert calibrated(asked, Findings.of(lines())).handling_s == 0.0
+    rounds = [{"event": "journal", "kind": "measured", "what": "round", "seconds": 0.15 + 0.001 + 0.001 + 0.02}] * 3
+    figures = calibrated(asked, Findings.of([*lines(), *rounds]))
+    assert figures.handling_s == pytest.approx(0.01)  # for each of two workers
+    rows = [forecasts(asked, ["syncps"], each)[0].step_time_s for each in (figures, replace(figures, handling_s=0.0))]
+    assert rows[0] - rows[1] == pytest.approx(0.02)  # type: ignore[operator]
 
 
 def told(*words: str, events: Sequence[Mapping[str, Any]]) -> list[str]:
