@@ -142,7 +142,7 @@ class Surveyor:
             times = self.arrived.pop((sender.name, probe.number), [])
             if len(times) > MIN_CHUNKS // 2:
                 found = throughput(times[1:], CHUNK_BYTES)._asdict()
-                self.tell("carried", sender=sender.name, number=probe.number, began=times[0], ended=times[-1], **found)
+                self.tell("carried", sender=sender.name, number=probe.number, **found)
 
     def answered(self, who: str, number: int, reason: str = "") -> None:
         future = self.answers.pop((who, number), None)
@@ -233,12 +233,13 @@ class Surveyor:
                 return
             await self.learner.apply(self.zero)
             times.append(self.clock.now() - began)
-            self.tell("round", seconds=times[-1])  # as a step is told of
+            self.tell("round", number=number, seconds=times[-1])  # as a step is told of
 
     async def answer_work(self, sender: Member, work: Work) -> None:
         """What a worker does in a step."""
-        await self.learner.gradient([Span(*work.spans)], step=work.step, rank=self.me.rank)
+        gradient = await self.learner.gradient([Span(*work.spans)], step=work.step, rank=self.me.rank)
         self.peers.send(sender.name, Carried(number=work.step, reason=""))
+        self.tell("part", number=work.step, seconds=gradient.seconds)
 
     # --- carrying out ------------------------------------------------------------------------------------
 

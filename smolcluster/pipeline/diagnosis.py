@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MBIT = 1e6 / 8
 MAX_LARGER = 64
 """A batch so many times as large is the largest that is tried where the cluster is slower than one machine."""
+NARROW = 1.15
+"""Several streams that carry less than so many times what one of them does share the narrow place."""
 MEMORY_SHARE = 0.75
 """Part of a machine's memory that training may use."""
 
@@ -53,15 +55,16 @@ class Findings:
     inlets: Mapping[str, Channel] = field(default_factory=dict)
     outlets: Mapping[str, Channel] = field(default_factory=dict)
     failures: Sequence[str] = ()
-    rounds: Sequence[float] = ()
-    """Seconds of each step of the rehearsal."""
+    overheads: Sequence[float] = ()
+    """Seconds of each step of the rehearsal, beyond what its slowest worker computed."""
 
     @classmethod
     def of(cls, events: Iterable[Mapping[str, Any]]) -> Findings:
         """From the lines of a survey's ``events.jsonl``."""
         nodes: dict[str, dict[str, float]] = defaultdict(dict)
         hardware, samples, failures, num_params = {}, {}, [], 0
-        rounds: list[float] = []
+        rounds: dict[int, float] = {}
+        parts: dict[int, list[float]] = defaultdict(list)
         places: dict[str, tuple[bool, int]] = {}
         trips: dict[tuple[str, str], float] = {}
         reasons: dict[tuple[str, str], str] = {}
@@ -80,7 +83,9 @@ class Findings:
                 case "reached":
                     trips[name, event["peer"]] = event["round_trip_s"]
                 case "round":
-                    rounds.append(event["seconds"])
+                    rounds[event["number"]] = event["seconds"]
+                case "part":
+                    parts[event["number"]].append(event["seconds"])
                 case "carried":
                     streams[event["number"]].append(event)
                 case "samples":
@@ -89,7 +94,7 @@ class Findings:
                     reasons.setdefault((event["source"], event["peer"]), str(event["reason"]))
                 case "failed":
                     failures.append(f"{event['source']}: {event['task']}: {event['reason']}")
-        singles = {(e["sender"], e["node"]): channel_of([e]) for es in streams.values() if len(es) == 1 for e in es}
+        singles = {(e["sender"], e["node"]): channel_of(e) for es in streams.values() if len(es) == 1 for e in es}
         doors = [es for es in streams.values() if len(es) > 1]
         return cls(
             nodes={name: nodes[name] for name in sorted(nodes, key=lambda name: places[name])},
@@ -103,10 +108,10 @@ class Findings:
             hardware=hardware,
             samples=samples,
             num_params=num_params,
-            inlets={es[0]["node"]: channel_of(es) for es in doors if len({e["node"] for e in es}) == 1},
-            outlets={es[0]["sender"]: channel_of(es) for es in doors if len({e["sender"] for e in es}) == 1},
+            inlets={es[0]["node"]: door_of(es, singles) for es in doors if len({e["node"] for e in es}) == 1},
+            outlets={es[0]["sender"]: door_of(es, singles) for es in doors if len({e["sender"] for e in es}) == 1},
             failures=failures,
-            rounds=rounds,
+            overheads=[seconds - max(parts[number]) for number, seconds in rounds.items() if parts[number]],
         )  # fmt: skip
 
     def figures(self, batch_size: int) -> Figures:
@@ -138,18 +143,34 @@ def calibrated(spec: RunSpec, findings: Findings) -> Figures:
     figures = findings.figures(spec.batch_size)
     workers = [name for name in spec.cluster.worker_names if name in figures.nodes]
     server = figures.nodes.get(spec.cluster.server_name)
-    if not findings.rounds or not workers or server is None:
+    if not findings.overheads or not workers or server is None:
         return figures
-    computing = max(figures.nodes[name].together_s for name in workers)
     trip = max((link.round_trip_s for link in figures.links.values()), default=0.0)
-    beyond = statistics.median(findings.rounds) - (computing + trip + server.snapshot_s + server.apply_s)
+    beyond = statistics.median(findings.overheads) - (trip + server.snapshot_s + server.apply_s)
     return replace(figures, handling_s=max(0.0, beyond) / len(workers))
 
 
-def channel_of(events: Sequence[Mapping[str, Any]]) -> Channel:
-    """What came through in one or several streams at the same time."""
-    sums = {key: sum(event[key] for event in events) for key in ("bytes_per_s", "burst_bytes", "peak_per_s")}
-    return Channel(**sums)
+def channel_of(event: Mapping[str, Any]) -> Channel:
+    """What came through in one stream."""
+    return Channel(**{key: event[key] for key in ("bytes_per_s", "burst_bytes", "peak_per_s")})
+
+
+def door_of(events: Sequence[Mapping[str, Any]], singles: Mapping[tuple[str, str], Channel]) -> Channel:
+    """A node's way out or in, from streams that went through it at the same time.
+
+    Where all together carry hardly more than the best of them alone, the door is the narrow place, and what came
+    through alone tells what it is like. Else each link has a narrow place of its own, and the door is as wide as all.
+    """
+    alone = [singles[pair] for event in events if (pair := (event["sender"], event["node"])) in singles]
+    rate = sum(event["bytes_per_s"] for event in events)
+    best = max(alone, key=lambda channel: channel.bytes_per_s, default=None)
+    if best is not None and rate < NARROW * best.bytes_per_s:
+        return best
+    return Channel(
+        bytes_per_s=rate,
+        burst_bytes=sum(channel.burst_bytes for channel in alone),
+        peak_per_s=sum(channel.peak for channel in alone),
+    )
 
 
 # --- forecasts -------------------------------------------------------------------------------------------

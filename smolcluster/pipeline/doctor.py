@@ -23,7 +23,7 @@ from smolcluster.spec.schema import Range, closest
 
 if TYPE_CHECKING:
     from smolcluster.cluster.session import Check
-    from smolcluster.pipeline.diagnosis import Findings, Row
+    from smolcluster.pipeline.diagnosis import Findings
     from smolcluster.pipeline.job import Place, Result
     from smolcluster.spec.run import RunSpec
 
@@ -50,6 +50,7 @@ class Doctor:
     def run(self, spec: RunSpec, place: Place) -> Result:
         from smolcluster.cluster.controller import Outcome
         from smolcluster.pipeline import doctor_tables as tables
+        from smolcluster.pipeline.diagnosis import advice, calibrated, forecasts
         from smolcluster.pipeline.job import Result
 
         place.folder.mkdir(parents=True, exist_ok=True)
@@ -59,17 +60,25 @@ class Doctor:
         fit = [name for name, found in checks.items() if all(check.verdict != "bad" for check in found)]
         sick = [name for name in checks if name not in fit]
         findings, failure = self.survey(measured, fit, place)
-        rows: list[Row] = []
-        warnings: list[str] = []
+        reasons = [*(f"{name} cannot take part" for name in sick), *([failure] if failure else [])]
+        record: dict[str, Any] = {
+            "cluster": spec.choices.get("cluster"),
+            "machines": {name: [check._asdict() for check in found] for name, found in checks.items()},
+            "figures": None,
+            "forecast": [],
+            "warnings": [],
+        }
         if findings is not None:
             tables.show_survey(sys.stdout, spec, findings)
-            rows, warnings = self.forecast(spec, findings)
+            figures = calibrated(spec, findings)
+            rows = forecasts(spec, self.cases, figures)
+            warnings = advice(spec, rows, figures)
             tables.show_forecast(sys.stdout, spec, rows, warnings)
-        reasons = [*(f"{name} cannot take part" for name in sick), *([failure] if failure else [])]
-        if findings is not None:
             reasons += [f"{link.source} -> {link.target}: {link.reason}" for link in findings.links if link.reason]
             reasons += findings.failures
-        write(place.folder, spec, checks, findings, rows, warnings)
+            record |= {"figures": figures.plain(), "forecast": [row.plain for row in rows], "warnings": warnings}
+            write_cluster(place.folder, spec, findings)
+        (place.folder / "doctor.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         outcome = Outcome(status="failed" if reasons else "done", reason="; ".join(reasons))
         return Result(outcome=outcome, folder=place.folder, overrides=place.overrides, number=place.number)
 
@@ -94,13 +103,6 @@ class Doctor:
         findings = Findings.of(RunReader(result.folder).events())
         failure = "" if result.outcome.status == "done" else f"the survey has failed: {result.outcome.reason}"
         return findings if findings.samples else None, failure
-
-    def forecast(self, spec: RunSpec, findings: Findings) -> tuple[list[Row], list[str]]:
-        from smolcluster.pipeline.diagnosis import advice, calibrated, forecasts
-
-        figures = calibrated(spec, findings)
-        rows = forecasts(spec, self.cases, figures)
-        return rows, advice(spec, rows, figures)
 
 
 def surveyed(spec: RunSpec) -> RunSpec:
@@ -127,26 +129,11 @@ def examine(spec: RunSpec) -> Mapping[str, Sequence[Check]]:
     return asyncio.run(look())
 
 
-def write(
-    folder: Path,
-    spec: RunSpec,
-    checks: Mapping[str, Sequence[Check]],
-    findings: Findings | None,
-    rows: Sequence[Row],
-    warnings: Sequence[str],
-) -> None:
-    """``doctor.json``, and the cluster's file with what was measured."""
-    from smolcluster.pipeline.diagnosis import calibrated, measured_cluster
+def write_cluster(folder: Path, spec: RunSpec, findings: Findings) -> None:
+    """The cluster's file with what was measured, where there is one."""
+    from smolcluster.pipeline.diagnosis import measured_cluster
 
-    record: dict[str, Any] = {
-        "cluster": spec.choices.get("cluster"),
-        "machines": {name: [check._asdict() for check in found] for name, found in checks.items()},
-        "figures": None if findings is None else calibrated(spec, findings).plain(),
-        "forecast": [row.plain for row in rows],
-        "warnings": list(warnings),
-    }
-    (folder / "doctor.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if findings is None or spec.cluster.nodes is None:
+    if spec.cluster.nodes is None:
         return
     file = folder / "cluster" / f"{spec.choices.get('cluster')}.measured.yaml"
     file.parent.mkdir(exist_ok=True)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
-from hydra_plugins.smolcluster_launcher._attach import Visit, draw
+from hydra_plugins.smolcluster_launcher._attach import REMOVE, Visit, draw
+from hydra_plugins.smolcluster_launcher._here import Here
 from hydra_plugins.smolcluster_launcher._left import Left
+from hydra_plugins.smolcluster_launcher._mirror import FETCHING
 from hydra_plugins.smolcluster_launcher._session import Machines
+from hydra_plugins.smolcluster_launcher._ssh import Done, Target
 
 from smolcluster.spec.compose import validate_jobs
 from smolcluster.tracking.tracker import Event, RunInfo
@@ -63,6 +69,45 @@ def test_a_run_is_shown_as_its_record_has_it(visit: Visit, tmp_path: Path) -> No
     assert console.began == pytest.approx(1100, abs=5), "its clock is 100 s behind"
     assert [event["t"] for event in console.events] == pytest.approx([1101, 1102], abs=5)
     assert [event["event"] for event in console.events] == ["state", "hello"]
+
+
+class Watched(Here):
+    """Looks whether somebody else could fetch while a folder is taken away."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.was_held = folder, False
+
+    async def run(self, argv: Sequence[str], **options: Any) -> Done:
+        if argv[2] == REMOVE:
+            with pytest.raises(filelock.Timeout):
+                filelock.FileLock(self.folder / FETCHING, thread_local=False).acquire(blocking=False)
+            self.was_held = True
+        return await super().run(argv, **options)
+
+
+def test_of_two_who_come_back_one_fetches_and_clears_and_the_other_finds_it_whole(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    (there / "checkpoints" / "step-7").mkdir(parents=True)
+    (there / "checkpoints" / "step-7" / "state.json").write_text('{"step": 7, "sha256": {}}')
+    (there / "checkpoints" / "latest").symlink_to("step-7")
+    summary = {"purpose": "evaluate", "status": "interrupted"}
+    (there / "summary.json").write_text(json.dumps(summary))
+    here.mkdir()
+    target = Target(name="a", host="a")
+    left = Left(run="0", node="a", folder=str(there), python=sys.executable, target=target, connect_timeout_s=1.0)
+
+    async def both() -> list[Mapping[str, Any]]:
+        visits = [Visit(here, left, Machines(1.0)) for _ in range(2)]
+        for visit in visits:
+            visit.console, visit.machine = Kept(), machine
+        return await asyncio.gather(*(visit.depart("ended") for visit in visits))
+
+    machine = Watched(here)
+
+    assert asyncio.run(both()) == [summary, summary]
+    assert (here / "checkpoints" / "latest" / "state.json").is_file()
+    assert machine.was_held
+    assert not there.exists()
 
 
 def test_the_picture_is_drawn_where_there_is_something_to_draw_with(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from hydra_plugins.smolcluster_launcher._here import Here
-from hydra_plugins.smolcluster_launcher._mirror import fetch_run
+from hydra_plugins.smolcluster_launcher._mirror import fetch_run, turn
 from hydra_plugins.smolcluster_launcher._ssh import Done, HostFailed
 
 
@@ -59,10 +59,15 @@ def there(tmp_path: Path) -> Path:
     return run
 
 
+async def in_turn(machine: Counting, there: Path, here: Path) -> None:
+    async with turn(here):
+        await fetch_run(machine, sys.executable, str(there), here)
+
+
 def fetch(there: Path, here: Path) -> int:
     """How many bytes came."""
     machine = Counting()
-    asyncio.run(fetch_run(machine, sys.executable, str(there), here))
+    asyncio.run(in_turn(machine, there, here))
     return machine.num_bytes
 
 
@@ -107,7 +112,7 @@ def test_two_at_a_time_take_turns(there: Path, tmp_path: Path) -> None:
     machines = [Counting(), Counting()]
 
     async def both() -> None:
-        await asyncio.gather(*(fetch_run(machine, sys.executable, str(there), here) for machine in machines))
+        await asyncio.gather(*(in_turn(machine, there, here) for machine in machines))
 
     asyncio.run(both())
     assert contents(here) == contents(there)

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from smolcluster.pipeline.diagnosis import Findings, advice, best_single, calibrated, forecasts, measured_cluster
+from smolcluster.pipeline.diagnosis import (
+    Findings,
+    advice,
+    best_single,
+    calibrated,
+    door_of,
+    forecasts,
+    measured_cluster,
+)
 from smolcluster.sim.figures import Channel
 from smolcluster.spec.build import build
 from smolcluster.spec.compose import validate_jobs
@@ -74,6 +82,15 @@ def test_findings_are_what_the_lines_say() -> None:
     assert (figures.num_params, figures.num_samples, figures.batch_size) == (SIZE // 4, 6400, 32)
 
 
+def test_a_door_is_the_narrow_place_or_as_wide_as_its_links() -> None:
+    pairs = [("a", "s"), ("b", "s")]
+    streams = [{"sender": one, "node": other, "bytes_per_s": 50.0} for one, other in pairs]
+    narrow = {pair: Channel(bytes_per_s=100.0, burst_bytes=7.0, peak_per_s=900.0) for pair in pairs}
+    assert door_of(streams, narrow) == narrow["a", "s"]
+    wide = {pair: Channel(bytes_per_s=50.0, burst_bytes=7.0, peak_per_s=900.0) for pair in pairs}
+    assert door_of(streams, wide) == Channel(bytes_per_s=100.0, burst_bytes=14.0, peak_per_s=1800.0)
+
+
 def test_a_link_without_a_way_has_its_reason_and_no_speed() -> None:
     events = [line for line in lines() if not (line.get("node") == "worker1" and line.get("sender") == "worker0")]
     events = [line for line in events if not (line.get("node") == "worker0" and line.get("peer") == "worker1")]
@@ -113,7 +130,15 @@ def test_the_forecast_compares_with_the_best_node() -> None:
 def test_what_a_rehearsal_takes_longer_is_charged_to_the_handling_of_gradients() -> None:
     asked = spec()
     assert calibrated(asked, Findings.of(lines())).handling_s == 0.0
-    rounds = [{"event": "journal", "kind": "measured", "what": "round", "seconds": 0.15 + 0.001 + 0.001 + 0.02}] * 3
+    rounds = [
+        {"event": "journal", "kind": "measured", "node": node, "what": what, "number": number, "seconds": seconds}
+        for number in range(3)
+        for node, what, seconds in (
+            ("server", "round", 0.15 + 0.001 + 0.001 + 0.02),
+            ("worker0", "part", 0.14),
+            ("worker1", "part", 0.15),
+        )
+    ]
     figures = calibrated(asked, Findings.of([*lines(), *rounds]))
     assert figures.handling_s == pytest.approx(0.01)  # for each of two workers
     rows = [forecasts(asked, ["syncps"], each)[0].step_time_s for each in (figures, replace(figures, handling_s=0.0))]

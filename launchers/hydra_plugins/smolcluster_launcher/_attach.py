@@ -21,7 +21,7 @@ from hydra_plugins.smolcluster_launcher import _follow
 from hydra_plugins.smolcluster_launcher._detach import heard, keep_saying, own
 from hydra_plugins.smolcluster_launcher._here import Reached
 from hydra_plugins.smolcluster_launcher._left import Left
-from hydra_plugins.smolcluster_launcher._mirror import fetch_run
+from hydra_plugins.smolcluster_launcher._mirror import fetch_run, turn
 from hydra_plugins.smolcluster_launcher._order import LOG
 from hydra_plugins.smolcluster_launcher._session import Machines
 from hydra_plugins.smolcluster_launcher._ssh import HostFailed, SSHSession
@@ -128,11 +128,10 @@ class Visit:
         """Fetch what there is, and say what it comes to. RunFailed where the run has ended without an end."""
         left = self.left
         failure = await self.fetch(became)
-        summary = self.all_is_here()  # somebody else may have fetched it a moment before
+        summary = self.all_is_here()
         self.console.stop(summary)
         if summary is not None:
             draw(self.folder, summary)
-            await self.clear()
             return summary
         if failure:
             raise RunFailed(failure)
@@ -143,23 +142,26 @@ class Visit:
         raise RunFailed(reason_with_checkpoint(Outcome(status="failed", reason=died), Place(folder=self.folder)))
 
     async def fetch(self, became: str) -> str:
-        """Bring what is there; why it could not be done, or empty."""
+        """Bring what is there, and leave nothing there of a run that is over; why that is not possible, or empty."""
         left = self.left
-        if became == "missing":
-            return f"{left.node}: {left.folder} is not there any more: the run cannot be fetched"
         try:
-            if left.target is not None:
+            async with turn(self.folder):
+                if left.target is None or self.all_is_here():  # somebody else has fetched it a moment before
+                    return ""
+                if became == "missing":
+                    return f"{left.node}: {left.folder} is not there any more: the run cannot be fetched"
                 await fetch_run(self.machine, left.python, left.folder, self.folder)
+                if self.all_is_here():
+                    await self.clear()
         except (SmolclusterError, OSError) as error:
             return f"what {left.where} has could not be fetched: {error}"
         return ""
 
     async def clear(self) -> None:
-        """Leave nothing of a run there that is over and fetched."""
-        if self.left.target is not None:
-            argv = [self.left.python, "-c", REMOVE, self.left.folder]
-            with contextlib.suppress(SmolclusterError):  # who does not answer now keeps it
-                await self.machine.run(argv, silent_s=CLEAR_S)
+        """Leave nothing of the run there."""
+        argv = [self.left.python, "-c", REMOVE, self.left.folder]
+        with contextlib.suppress(SmolclusterError):  # who does not answer now keeps it
+            await self.machine.run(argv, silent_s=CLEAR_S)
 
 
 @contextlib.asynccontextmanager

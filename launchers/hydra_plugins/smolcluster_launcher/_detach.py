@@ -22,7 +22,7 @@ from hydra_plugins.smolcluster_launcher._bundle import Parcel
 from hydra_plugins.smolcluster_launcher._here import Here, Reached, importable
 from hydra_plugins.smolcluster_launcher._leavable import joins_by_hand, unfit
 from hydra_plugins.smolcluster_launcher._left import Left
-from hydra_plugins.smolcluster_launcher._mirror import fetch_run
+from hydra_plugins.smolcluster_launcher._mirror import fetch_run, turn
 from hydra_plugins.smolcluster_launcher._order import LOG, SILENT_S, Order, Ready
 from hydra_plugins.smolcluster_launcher._session import (
     ClusterSessions,
@@ -301,7 +301,8 @@ class Departure:
         remote, summary = self.remote, None
         if not self.obstacles:
             if remote is not None:
-                await fetch_run(remote.machine, remote.python, self.folder, self.place.folder)
+                async with turn(self.place.folder):
+                    await fetch_run(remote.machine, remote.python, self.folder, self.place.folder)
             summary = RunReader(self.place.folder).summary()
         self.console.stop(summary)
         if summary is None:

@@ -10,7 +10,8 @@ import os
 import shutil
 import tarfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,6 +57,8 @@ archive.close()
 """
 """Packs the checkpoints that are not known yet, and the export (``all``), or all files that are not known by size and
 time (``run``; these come on standard input). Names with a dot in front are nobody's business."""
+FETCHING = ".fetching"
+"""Locked while somebody fetches the run that this is the directory of."""
 FETCH_WAITS_S = 600.0
 """Who fetches a run that somebody else is fetching at the moment waits so long at most."""
 
@@ -77,18 +80,25 @@ def known_files(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-async def fetch_run(machine: Reached, python: str, there: str, folder: Path) -> None:
-    """Bring all of the run's directory ``there`` into ``folder`` that is not in it yet, ``summary.json`` last: where
-    that is, all is. HostFailed, or an OSError, says why that is not possible."""
+@asynccontextmanager
+async def turn(folder: Path) -> AsyncIterator[None]:
+    """Nobody else fetches this run's directory, or takes it away over there, at the same time. OSError where somebody
+    else does for too long."""
     import filelock
 
-    turn = filelock.FileLock(folder / ".fetching", timeout=FETCH_WAITS_S, thread_local=False)
-    await asyncio.to_thread(turn.acquire)
+    lock = filelock.FileLock(folder / FETCHING, timeout=FETCH_WAITS_S, thread_local=False)
+    await asyncio.to_thread(lock.acquire)
     try:
-        argv = [python, "-c", PACK, there, json.dumps(known_steps(folder)), "run"]
-        await receive(machine, argv, folder, [json.dumps(known_files(folder)).encode()])
+        yield
     finally:
-        turn.release()
+        lock.release()
+
+
+async def fetch_run(machine: Reached, python: str, there: str, folder: Path) -> None:
+    """Bring all of the run's directory ``there`` into ``folder`` that is not in it yet, ``summary.json`` last: where
+    that is, all is. To be called in one's ``turn``. HostFailed, or an OSError, says why that is not possible."""
+    argv = [python, "-c", PACK, there, json.dumps(known_steps(folder)), "run"]
+    await receive(machine, argv, folder, [json.dumps(known_files(folder)).encode()])
 
 
 async def receive(machine: Reached, argv: Sequence[str], folder: Path, stdin: Iterable[bytes] = ()) -> None:
