@@ -31,6 +31,8 @@ CHUNK = Layout("uint8", CHUNK_BYTES)
 """What a link is filled with, again and again; small enough for a slow link, large enough for a fast one."""
 REST_S = 0.15
 """Before a link is filled: shapers have forgotten what was before, and TCP has not, as between two steps."""
+STREAMS = 3
+"""A link is filled so many times, each for its part of the time: what else machines do at the moment disturbs one."""
 AHEAD = 16
 """Chunks that are on their way at a time."""
 MIN_CHUNKS, MAX_SLOW = 8, 6.0
@@ -173,7 +175,7 @@ class Surveyor:
         pairs = [(one, other) for one in names for other in names if one != other]
         lost = {pair for pair in pairs if await self.order([(pair[0], "reach", pair[1])])}
         for one, other in pairs:
-            if (one, other) not in lost:
+            for _ in range(STREAMS if (one, other) not in lost else 0):
                 await self.order([(one, "stream", other)])
         if len(names) > 2:
             await self.order([(name, "stream", self.me.name) for name in names[1:]])
@@ -332,6 +334,6 @@ class Surveyor:
         """Numbers of the chunks to send: until the time is over, and some more on a slow link."""
         for index in itertools.count(1):
             elapsed = self.clock.now() - began
-            if elapsed > self.seconds * (MAX_SLOW if index <= MIN_CHUNKS else 1.0):
+            if elapsed > self.seconds / STREAMS * (MAX_SLOW if index <= MIN_CHUNKS else 1.0):
                 return
             yield index

@@ -94,8 +94,12 @@ class Findings:
                     reasons.setdefault((event["source"], event["peer"]), str(event["reason"]))
                 case "failed":
                     failures.append(f"{event['source']}: {event['task']}: {event['reason']}")
-        singles = {(e["sender"], e["node"]): channel_of(e) for es in streams.values() if len(es) == 1 for e in es}
-        doors = [es for es in streams.values() if len(es) > 1]
+        alone: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+        for event, *others in streams.values():
+            if not others:
+                alone[event["sender"], event["node"]].append(event)
+        singles = {pair: channel_of(found) for pair, found in alone.items()}
+        doors = [found for found in streams.values() if len(found) > 1]
         return cls(
             nodes={name: nodes[name] for name in sorted(nodes, key=lambda name: places[name])},
             links=[
@@ -150,9 +154,10 @@ def calibrated(spec: RunSpec, findings: Findings) -> Figures:
     return replace(figures, handling_s=max(0.0, beyond) / len(workers))
 
 
-def channel_of(event: Mapping[str, Any]) -> Channel:
-    """What came through in one stream."""
-    return Channel(**{key: event[key] for key in ("bytes_per_s", "burst_bytes", "peak_per_s")})
+def channel_of(events: Sequence[Mapping[str, Any]]) -> Channel:
+    """What came through one link, one time after another."""
+    keys = ("bytes_per_s", "burst_bytes", "peak_per_s")
+    return Channel(**{key: statistics.median(event[key] for event in events) for key in keys})
 
 
 def door_of(events: Sequence[Mapping[str, Any]], singles: Mapping[tuple[str, str], Channel]) -> Channel:

@@ -16,8 +16,8 @@ from hydra_plugins.smolcluster_launcher._attach import REMOVE, Visit, draw
 from hydra_plugins.smolcluster_launcher._here import Here
 from hydra_plugins.smolcluster_launcher._left import Left
 from hydra_plugins.smolcluster_launcher._mirror import FETCHING
-from hydra_plugins.smolcluster_launcher._session import Machines
-from hydra_plugins.smolcluster_launcher._ssh import Done, Target
+from hydra_plugins.smolcluster_launcher._reached import Done, Target
+from hydra_plugins.smolcluster_launcher._ssh import Machines
 
 from smolcluster.spec.compose import validate_jobs
 from smolcluster.tracking.tracker import Event, RunInfo

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from hydra_plugins.smolcluster_launcher import _gate
 from hydra_plugins.smolcluster_launcher._gate import DialedIn, Gate, address_towards
-from hydra_plugins.smolcluster_launcher._ssh import HostFailed
+from hydra_plugins.smolcluster_launcher._reached import HostFailed
 
 from smolcluster.errors import RunFailed
 from smolcluster.node import keeper
@@ -55,7 +55,7 @@ def test_commands_run_as_over_ssh() -> None:
             b"['a b', '$HOME', '']\n"
         )
         with pytest.raises(HostFailed, match="has come to a halt for 0.2 s"):
-            await machine.run([PYTHON, "-c", "import time; time.sleep(60)"], silent_s=0.2)
+            await machine.run([PYTHON, "-c", "import threading; threading.Event().wait()"], silent_s=0.2)
 
     joined(work)
 
@@ -119,7 +119,7 @@ def test_a_connection_without_a_sign_of_life_has_ended(monkeypatch: pytest.Monke
         served = asyncio.create_task(join(gate.invite("mini2", "127.0.0.1")._replace(port=between.port)))
         machine = gate.machine("mini2")
         await machine.open()
-        running = asyncio.create_task(machine.run([PYTHON, "-c", "import time; time.sleep(60)"]))
+        running = asyncio.create_task(machine.run([PYTHON, "-c", "import threading; threading.Event().wait()"]))
         await asyncio.sleep(1.5)
         assert machine.connected, "pings are signs of life"
         between.pulled = True

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hydra_plugins.smolcluster_launcher._here import Here
 from hydra_plugins.smolcluster_launcher._mirror import fetch_run, turn
-from hydra_plugins.smolcluster_launcher._ssh import Done, HostFailed
+from hydra_plugins.smolcluster_launcher._reached import Done, HostFailed
 
 
 class Counting(Here):

@@ -6,8 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from hydra_plugins.smolcluster_launcher._session import ECHO, echoes
-from hydra_plugins.smolcluster_launcher._ssh import Done, HostFailed, Machine, Target, kill_command
+from hydra_plugins.smolcluster_launcher._look import ECHO, echoes
+from hydra_plugins.smolcluster_launcher._process import kill_command
+from hydra_plugins.smolcluster_launcher._reached import Done, HostFailed, Target
+from hydra_plugins.smolcluster_launcher._ssh import Machine
 
 
 class FakeChannel:

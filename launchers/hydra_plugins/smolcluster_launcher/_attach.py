@@ -19,12 +19,12 @@ from typing import Any
 
 from hydra_plugins.smolcluster_launcher import _follow
 from hydra_plugins.smolcluster_launcher._detach import heard, keep_saying, own
-from hydra_plugins.smolcluster_launcher._here import Reached
 from hydra_plugins.smolcluster_launcher._left import Left
 from hydra_plugins.smolcluster_launcher._mirror import fetch_run, turn
 from hydra_plugins.smolcluster_launcher._order import LOG
-from hydra_plugins.smolcluster_launcher._session import Machines
-from hydra_plugins.smolcluster_launcher._ssh import HostFailed, SSHSession
+from hydra_plugins.smolcluster_launcher._process import SSHSession
+from hydra_plugins.smolcluster_launcher._reached import HostFailed, Reached
+from hydra_plugins.smolcluster_launcher._ssh import Machines
 
 from smolcluster.cluster.controller import Outcome
 from smolcluster.errors import RunFailed, SmolclusterError

@@ -22,7 +22,8 @@ from typing import IO, TYPE_CHECKING, Any
 from hydra_plugins.smolcluster_launcher._bundle import Parcel
 from hydra_plugins.smolcluster_launcher._follow import HELD, LIVE, STOP
 from hydra_plugins.smolcluster_launcher._order import LOG, SILENT_S, Order, Ready
-from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
+from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Options
+from hydra_plugins.smolcluster_launcher._ssh import Machines
 from hydra_plugins.smolcluster_launcher._tmux import nodes_here
 
 from smolcluster.cluster import routes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fabric2 import Connection
-    from hydra_plugins.smolcluster_launcher._ssh import Target
+    from hydra_plugins.smolcluster_launcher._reached import Target
     from paramiko import PKey
 
 

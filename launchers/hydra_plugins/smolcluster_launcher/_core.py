@@ -28,8 +28,10 @@ from hydra_plugins.smolcluster_launcher._allot import Allotment, allot, never
 from hydra_plugins.smolcluster_launcher._desk import Desk
 from hydra_plugins.smolcluster_launcher._guests import unwelcoming, wrong_guests
 from hydra_plugins.smolcluster_launcher._here import importable
-from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
-from hydra_plugins.smolcluster_launcher._ssh import SSHSession, Target, first_word
+from hydra_plugins.smolcluster_launcher._process import SSHSession, first_word
+from hydra_plugins.smolcluster_launcher._reached import Target
+from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Options
+from hydra_plugins.smolcluster_launcher._ssh import Machines
 from hydra_plugins.smolcluster_launcher._tmux import nodes_here, unfit, windows, wrong_with_tmux
 from omegaconf import DictConfig, OmegaConf, open_dict
 

@@ -18,8 +18,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines, Options
-from hydra_plugins.smolcluster_launcher._ssh import Ending, first_word
+from hydra_plugins.smolcluster_launcher._process import first_word
+from hydra_plugins.smolcluster_launcher._reached import Ending
+from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Options
+from hydra_plugins.smolcluster_launcher._ssh import Machines
 
 from smolcluster.cluster.pipes import pipe_reader, pipe_writer
 from smolcluster.cluster.session import Check, Pipes, Say, Session, Sessions, Whereabouts

@@ -19,21 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra_plugins.smolcluster_launcher._bundle import Parcel
-from hydra_plugins.smolcluster_launcher._here import Here, Reached, importable
+from hydra_plugins.smolcluster_launcher._here import Here, importable
 from hydra_plugins.smolcluster_launcher._leavable import joins_by_hand, unfit
 from hydra_plugins.smolcluster_launcher._left import Left
+from hydra_plugins.smolcluster_launcher._look import look
 from hydra_plugins.smolcluster_launcher._mirror import fetch_run, turn
 from hydra_plugins.smolcluster_launcher._order import LOG, SILENT_S, Order, Ready
-from hydra_plugins.smolcluster_launcher._session import (
-    ClusterSessions,
-    Machines,
-    Options,
-    Remote,
-    look,
-    target_of,
-    typed_there,
-)
-from hydra_plugins.smolcluster_launcher._ssh import HostFailed, SSHSession, first_word
+from hydra_plugins.smolcluster_launcher._process import SSHSession, first_word
+from hydra_plugins.smolcluster_launcher._reached import HostFailed, Reached
+from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Options, Remote, target_of, typed_there
+from hydra_plugins.smolcluster_launcher._ssh import Machines
 
 from smolcluster.cluster.controller import Job, Outcome, roster
 from smolcluster.cluster.session import Say

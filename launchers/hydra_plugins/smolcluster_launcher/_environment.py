@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from hydra_plugins.smolcluster_launcher._here import Reached
 from hydra_plugins.smolcluster_launcher._preflight import Report
-from hydra_plugins.smolcluster_launcher._ssh import HostFailed
+from hydra_plugins.smolcluster_launcher._reached import HostFailed, Reached
 
 SILENT_S = 900.0
 """The longest that an installer may say nothing: it may be fetching a package of gigabytes."""

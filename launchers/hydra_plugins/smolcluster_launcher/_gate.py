@@ -19,7 +19,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hydra_plugins.smolcluster_launcher._ssh import KILL_S, Done, HostFailed, OnEnd
+from hydra_plugins.smolcluster_launcher._process import KILL_S
+from hydra_plugins.smolcluster_launcher._reached import Done, HostFailed, OnEnd
 
 from smolcluster.cluster.pipes import pipe_reader, pipe_writer
 from smolcluster.comms.security import Authority

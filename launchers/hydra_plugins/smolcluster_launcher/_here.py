@@ -1,4 +1,4 @@
-"""What all machines have in common, however they are reached, and the machine of this process as one of them."""
+"""The machine of this process, as one of those that are reached."""
 
 from __future__ import annotations
 
@@ -10,46 +10,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from hydra_plugins.smolcluster_launcher._ssh import Done, Ending, HostFailed, OnEnd
-
-
-class Reached(Protocol):
-    """A machine that commands can be run on, however it is reached."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def shell(self) -> str: ...
-
-    @property
-    def connected(self) -> bool: ...
-
-    async def open(self) -> None:
-        """See to it that it can be used. HostFailed says why it cannot."""
-
-    async def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: Iterable[bytes] = (),
-        out: Callable[[bytes], object] | None = None,
-        silent_s: float = 60.0,
-    ) -> Done:
-        """Run a command to its end."""
-
-    async def start(
-        self,
-        argv: Sequence[str],
-        descriptors: tuple[int, int, int],
-        on_end: OnEnd,
-        *,
-        directory: str | None,
-        environment: Mapping[str, str],
-    ) -> Ending:
-        """Start a process whose standard streams end in these descriptors."""
+from hydra_plugins.smolcluster_launcher._reached import Done, HostFailed, OnEnd
 
 
 class Here:

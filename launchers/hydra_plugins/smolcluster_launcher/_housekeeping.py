@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins.smolcluster_launcher._here import Reached
 from hydra_plugins.smolcluster_launcher._preflight import Report
-from hydra_plugins.smolcluster_launcher._ssh import HostFailed
+from hydra_plugins.smolcluster_launcher._reached import HostFailed, Reached
 
 DAY_S = 86400.0
 CLEAR_S = 10.0

@@ -85,7 +85,8 @@ def _opener(desk: socket.socket | None, options: Any) -> Any:
     """How runs of this job start nodes elsewhere: through the launcher's desk, or over connections of its own."""
     from hydra_plugins.smolcluster_launcher._core import machine_options
     from hydra_plugins.smolcluster_launcher._desk import DeskSessions
-    from hydra_plugins.smolcluster_launcher._session import ClusterSessions, Machines
+    from hydra_plugins.smolcluster_launcher._session import ClusterSessions
+    from hydra_plugins.smolcluster_launcher._ssh import Machines
     from hydra_plugins.smolcluster_launcher._tmux import nodes_here
 
     machines = Machines(options.connect_timeout_s)

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins.smolcluster_launcher._here import Here, Reached
-from hydra_plugins.smolcluster_launcher._session import Machines
-from hydra_plugins.smolcluster_launcher._ssh import Target
+from hydra_plugins.smolcluster_launcher._here import Here
+from hydra_plugins.smolcluster_launcher._reached import Reached, Target
+from hydra_plugins.smolcluster_launcher._ssh import Machines
 
 from smolcluster.errors import ConfigError, Problem
 from smolcluster.pipeline.jobs import DETACHED

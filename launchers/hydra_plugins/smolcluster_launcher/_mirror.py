@@ -15,8 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from hydra_plugins.smolcluster_launcher._here import Reached
-from hydra_plugins.smolcluster_launcher._ssh import HostFailed
+from hydra_plugins.smolcluster_launcher._reached import HostFailed, Reached
 
 from smolcluster.spec.resume import POINTERS, STATE, point_at
 from smolcluster.tracking.rundir import SUMMARY

@@ -99,8 +99,8 @@ def obstacles(report: Report, *, environment: bool, tmux: bool = False) -> Itera
         yield absence(report.system)
 
 
-def checks(report: Report, *, environment: bool) -> list[Check]:
-    """What a person wants to know of a machine, with what is wrong with it."""
+def checks(report: Report, *, environment: bool, tmux: bool) -> list[Check]:
+    """What a person wants to know of a machine, with what is wrong with it. The words are those of ``obstacles``."""
     found = ".".join(map(str, report.python))
     system = f"{report.system} {report.machine}, {report.cores} cores"
     lines = [
@@ -114,7 +114,8 @@ def checks(report: Report, *, environment: bool) -> list[Check]:
     if abs(report.clock_offset_s) > CLOCK_S:
         words = "records are hard to compare: let it set its clock from the network (NTP)"
         lines[-1] = lines[-1]._replace(verdict="warn", remedy=words)
-    return [*lines, *(Check("fit", "bad", "", words) for words in obstacles(report, environment=environment))]
+    wrong = obstacles(report, environment=environment, tmux=tmux)
+    return [*lines, *(Check("fit", "bad", "", words) for words in wrong)]
 
 
 def _series(version: str | None) -> tuple[str, ...]:

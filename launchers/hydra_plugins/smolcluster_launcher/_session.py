@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,27 +12,20 @@ from typing import TYPE_CHECKING
 
 from hydra_plugins.smolcluster_launcher._bundle import UNPACK, UNPACK_FILES, Parcel, wheel
 from hydra_plugins.smolcluster_launcher._environment import Environment, make, marker, python_of
-from hydra_plugins.smolcluster_launcher._gate import DialedIn, Gate, address_towards
-from hydra_plugins.smolcluster_launcher._here import Reached
+from hydra_plugins.smolcluster_launcher._gate import Gate, address_towards
 from hydra_plugins.smolcluster_launcher._housekeeping import clear, tidy
+from hydra_plugins.smolcluster_launcher._look import look, look_here
 from hydra_plugins.smolcluster_launcher._mirror import PACK, known_steps, receive
 from hydra_plugins.smolcluster_launcher._preflight import MIN_PYTHON, Report, checks, differences, here, obstacles
-from hydra_plugins.smolcluster_launcher._probe import probe
-from hydra_plugins.smolcluster_launcher._ssh import (
-    Ending,
-    HostFailed,
-    Machine,
-    OnEnd,
-    SSHSession,
-    Target,
-    first_word,
-)
+from hydra_plugins.smolcluster_launcher._process import SSHSession, first_word
+from hydra_plugins.smolcluster_launcher._reached import Ending, HostFailed, OnEnd, Reached, Target
+from hydra_plugins.smolcluster_launcher._ssh import Machines
 from hydra_plugins.smolcluster_launcher._tmux import BRIDGE
 
 from smolcluster.cluster.inventory import Node
 from smolcluster.cluster.session import Check, Say, Session, Sessions, Whereabouts, node_settings
 from smolcluster.errors import RunFailed, SmolclusterError
-from smolcluster.panes.tmux import PLACES, session_name
+from smolcluster.panes.tmux import session_name
 
 if TYPE_CHECKING:
     from smolcluster.spec.needs import Needs
@@ -42,14 +33,6 @@ if TYPE_CHECKING:
 
 WHEELHOUSE = "hydra.launcher.wheelhouse"
 DIFFERENT = "not the same everywhere"
-DEFAULT_WORKDIR = "~/.cache/smolcluster"
-ECHO = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
-ECHO_S = 20.0
-CHOOSE = """
-for p in "$@"; do command -v "$p" >/dev/null && exec "$p" - "$0"; done
-echo "there is no Python: tried $*" >&2; exit 127
-"""
-"""Runs the script on its stdin with the first interpreter that is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,24 +63,6 @@ def target_of(name: str, node: Node) -> Target:
         identity=ssh.identity,
         jump=ssh.jump,
     )
-
-
-class Machines:
-    """The SSH connections of a sweep: one for each machine, whoever asks."""
-
-    def __init__(self, connect_timeout_s: float) -> None:
-        self._connect_timeout_s = connect_timeout_s
-        self._known: dict[Target, Machine] = {}
-
-    def at(self, target: Target) -> Machine:
-        if target not in self._known:
-            self._known[target] = Machine(target, connect_timeout_s=self._connect_timeout_s)
-        return self._known[target]
-
-    def close(self) -> None:
-        for machine in self._known.values():
-            machine.close()
-        self._known.clear()
 
 
 class Counted:
@@ -187,7 +152,10 @@ class ClusterSessions:
     async def _examine(self, name: str) -> Sequence[Check]:
         node = self.spec.cluster.node(name)
         if node.is_here:
-            return [Check("reached", "ok", "this machine"), *checks(look_here(name), environment=False)]
+            return [
+                Check("reached", "ok", "this machine"),
+                *checks(look_here(name), environment=False, tmux=self.options.tmux),
+            ]
         if self._is_manual(name):
             return [Check("reached", "ok", "joins by hand")]
         machine = self.machines.at(target_of(name, node))
@@ -198,7 +166,7 @@ class ClusterSessions:
             return [Check("reached", "bad", "no", str(error).removeprefix(f"{name}: "))]
         return [
             Check("reached", "ok", f"SSH {machine.target.host}"),
-            *checks(report, environment=self.options.env is not None),
+            *checks(report, environment=self.options.env is not None, tmux=self.options.tmux),
         ]
 
     async def guests(self) -> AsyncIterator[tuple[str, Node]]:
@@ -414,54 +382,6 @@ class ClusterSessions:
             self._gate.close()
 
 
-def look_here(name: str) -> Report:
-    """The same questions, answered by this process."""
-    request = {"workdir": DEFAULT_WORKDIR, "packages": list(here()), "wanted": [], "places": list(PLACES)}
-    now = time.time()
-    answer: Mapping[str, object] = probe(request)  # type: ignore[no-untyped-call]  # it has to run on any Python
-    return Report.of(name, answer, sent=now, received=now)
-
-
 def typed_there(word: str, what: str = "type there") -> str:
     """What a person types on a machine that joins by hand."""
     return f"{what}: python -m smolcluster join={word}"
-
-
-async def look(machine: Reached, name: str, node: Node, wanted: Sequence[str]) -> Report:
-    """Ask a machine what it is and has."""
-    request = {"workdir": node.workdir or DEFAULT_WORKDIR, "packages": list(here()), "wanted": list(wanted)}
-    request["places"] = list(PLACES)
-    question = json.dumps(request)
-    script = Path(__file__).with_name("_probe.py").read_bytes()
-    if machine.shell != "posix":
-        own = machine.python if isinstance(machine, DialedIn) else ""
-        python = node.python or own or "python"
-        if not isinstance(machine, DialedIn):
-            await echoes(machine, python)
-        argv = [python, "-", question]
-    else:
-        candidates = [node.python] if node.python else [sys.executable, "python3"]
-        argv = ["sh", "-c", CHOOSE, question, *candidates]
-    sent = time.time()
-    done = await machine.run(argv, stdin=[script])
-    received = time.time()
-    try:
-        answer: Mapping[str, object] = json.loads(done.out)
-    except ValueError:
-        raise HostFailed(f"{name}: {done.words}; set cluster.nodes.{name}.python") from None
-    return Report.of(name, answer, sent=sent, received=received)
-
-
-async def echoes(machine: Reached, python: str) -> None:
-    """Make sure that the machine's shell passes on every byte in both directions, as PowerShell often does not."""
-    data = bytes(range(256)) * 64
-    done = await machine.run([python, "-c", ECHO], stdin=[data], silent_s=ECHO_S)
-    if done.code == 0 and done.out == data:
-        return
-    if not done.out:
-        raise HostFailed(f"{machine.name}: {python}: {done.words}; set cluster.nodes.{machine.name}.python")
-    raise HostFailed(
-        f"{machine.name}: its shell ({machine.shell}) changes what programs say and hear; let its SSH server use cmd "
-        "(Remove-ItemProperty HKLM:\\SOFTWARE\\OpenSSH DefaultShell), or set "
-        f"cluster.nodes.{machine.name}.manual=true"
-    )

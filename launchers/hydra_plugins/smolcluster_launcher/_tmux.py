@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from hydra_plugins.smolcluster_launcher._ssh import KILL_S, first_word
+from hydra_plugins.smolcluster_launcher._process import KILL_S, first_word
 from omegaconf import DictConfig, OmegaConf
 
 from smolcluster.cluster.session import (
