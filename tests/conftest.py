@@ -15,6 +15,13 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("LOG_LEVEL", None)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, since a test on hosts waits half of its time for something to be noticed; four at
+    most, since each may be a cluster of its own."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prepared data of tests stays out of the user's cache, and is made once per test session."""

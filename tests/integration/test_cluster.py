@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smolcluster.tracking.rundir import RunReader
-from tests.integration.command import command
+from tests.integration.command import ENDLESS, command
 from tests.integration.hosts import SIDE, Hosts, why_not
 from tests.integration.on_hosts import Cluster, node_pids
 
@@ -96,7 +96,7 @@ def test_a_module_of_ones_own_is_sent(cluster: Cluster, tmp_path: Path, monkeypa
 @isolated
 def test_a_cut_of_three_seconds_changes_nothing(cluster: Cluster, tmp_path: Path) -> None:
     words = (*WORDS, "train.epochs=8")
-    whole = cluster.run(tmp_path / "whole", *words)
+    here = cluster.here(*words)
     with cluster.command(tmp_path / "cut", *words) as run:
         run.wait_until(lambda: run.steps() > 20, "step 20")
         cluster.hosts["mini3"].link(up=False)
@@ -107,7 +107,7 @@ def test_a_cut_of_three_seconds_changes_nothing(cluster: Cluster, tmp_path: Path
         finally:
             cluster.hosts["mini3"].link(up=True)
         assert run.finish() == 0, "\n".join(run.lines) + run.stderr
-    assert run.summary["digest"] == whole.summary["digest"]
+    assert run.summary["digest"] == here.summary["digest"]
     assert not cluster.left()
 
 
@@ -121,7 +121,7 @@ def test_a_node_that_is_killed_is_named_and_comes_back(cluster: Cluster, tmp_pat
 
 
 def test_a_killed_controller_leaves_nothing_on_any_host(cluster: Cluster, tmp_path: Path) -> None:
-    with cluster.command(tmp_path / "run", *WORDS, "train.max_steps=100000", "train.epochs=10000") as run:
+    with cluster.command(tmp_path / "run", *WORDS, *ENDLESS) as run:
         run.wait_until(lambda: run.steps() > 10, "step 10")
         pids = run.all_pids()
         run.process.kill()
@@ -133,7 +133,7 @@ def test_a_killed_controller_leaves_nothing_on_any_host(cluster: Cluster, tmp_pa
 
 
 def test_ctrl_c_ends_all_and_keeps_the_last_step(cluster: Cluster, tmp_path: Path) -> None:
-    with cluster.command(tmp_path / "run", *WORDS, "train.max_steps=100000", "train.epochs=10000") as run:
+    with cluster.command(tmp_path / "run", *WORDS, *ENDLESS) as run:
         run.wait_until(lambda: run.steps() > 30, "step 30")
         began = time.monotonic()
         os.killpg(run.process.pid, signal.SIGINT)
@@ -241,22 +241,22 @@ def test_machines_without_sshd_join_by_hand(cluster: Cluster, tmp_path: Path) ->
 
 @pytest.mark.parametrize("algo", ["edp", "syncps"])
 def test_a_machine_joins_a_run_that_is_under_way_and_leaves(cluster: Cluster, tmp_path: Path, algo: str) -> None:
-    words = (*WORDS, f"algo={algo}", "cluster.workers=[mini2]", "train.epochs=1000", "hydra.launcher.guests=1")
-    words = (*words, "train.log_steps=10")
+    words = (*WORDS, f"algo={algo}", "cluster.workers=[mini2]", *ENDLESS, "hydra.launcher.guests=1")
+    words = (*words, "train.log_steps=5")
     host = cluster.hosts["mini3"]
     with cluster.command(tmp_path / "run", *words) as run:
         word = run.wait_for("guest1: to join the run: python -m smolcluster join=").rpartition(" ")[2]
-        run.wait_until(lambda: run.steps() > 2, "step 20")
+        run.wait_until(lambda: run.steps() > 2, "step 10")
         guest = host.popen([sys.executable, "-m", "smolcluster", word])
         try:
             run.wait_for("guest1 has joined")
             joined = run.steps()
-            run.wait_until(lambda: run.steps() > joined + 20, "200 more steps")
+            run.wait_until(lambda: run.steps() > joined + 20, "100 more steps")
             assert node_pids(host)
             guest.kill()
             run.wait_for("guest1 lost", within=20)
             then = run.steps()
-            run.wait_until(lambda: run.steps() > then + 5, "50 more steps")
+            run.wait_until(lambda: run.steps() > then + 5, "25 more steps")
             os.killpg(run.process.pid, signal.SIGINT)
             assert run.finish() == 130
         finally:

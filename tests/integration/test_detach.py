@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.command import Command, alive, command, gone
+from tests.integration.command import ENDLESS, Command, alive, command, gone
 from tests.integration.hosts import Host, ip, why_not
 from tests.integration.on_hosts import Cluster
 
 pytestmark = pytest.mark.xdist_group("detach")
 isolated = pytest.mark.skipif(bool(why_not()), reason=f"needs hosts with networks of their own: {why_not()}")
 WORDS = ("train.export=false", "train.eval_samples=64", "train.eval_steps=null", "train.checkpoint_steps=50")
-LONG = (*WORDS, "train.epochs=10000")
+LONG = (*WORDS, *ENDLESS, "train.checkpoint_steps=20")
 DETACH = "hydra.launcher.detach=true"
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from smolcluster.spec.build import conf_dir
-from tests.integration.command import alive, gone
+from tests.integration.command import ENDLESS, alive, gone
 from tests.integration.hosts import SIDE, Host, Hosts, why_not
 from tests.integration.on_hosts import Cluster
 from tests.integration.test_cluster import GPT, WORDS
@@ -213,7 +213,7 @@ def test_nothing_of_a_run_is_left_on_the_hosts_but_what_was_not_fetched(cluster:
 def test_a_stopped_node_of_a_dead_run_is_ended_by_the_next_one(cluster: Cluster, tmp_path: Path) -> None:
     """A process that is stopped cannot end itself, whatever has become of its controller."""
     host = cluster.hosts["mini2"]
-    with cluster.command(tmp_path / "dead", *WORDS, "train.epochs=1000") as run:
+    with cluster.command(tmp_path / "dead", *WORDS, *ENDLESS) as run:
         run.wait_until(lambda: run.steps() > 5, "step 5")
         pid = run.pids()["mini2"]
         os.kill(pid, signal.SIGSTOP)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.command import Command, command, gone
+from tests.integration.command import ENDLESS, Command, command, gone
 from tests.integration.kills import WORDS, kill
 
 
@@ -22,7 +22,7 @@ def test_kill(tmp_path: Path, algo: str, victim: str, moment: str, seed: int) ->
 
 
 def test_interrupt_leaves_a_usable_run(tmp_path: Path) -> None:
-    with Command(tmp_path / "run", (*WORDS, "train.max_steps=100000")) as run:
+    with Command(tmp_path / "run", (*WORDS, *ENDLESS)) as run:
         run.wait_until(lambda: run.steps() > 30, "step 30")
         began = time.monotonic()
         os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does: to everybody in the foreground
@@ -42,7 +42,7 @@ def test_interrupt_leaves_a_usable_run(tmp_path: Path) -> None:
 
 
 def test_killed_controller_leaves_no_process(tmp_path: Path) -> None:
-    with Command(tmp_path / "run", (*WORDS, "train.max_steps=100000")) as run:
+    with Command(tmp_path / "run", (*WORDS, *ENDLESS)) as run:
         run.wait_until(lambda: run.steps() > 10, "step 10")
         pids = run.all_pids()
         run.process.kill()

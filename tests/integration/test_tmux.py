@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smolcluster.tracking.rundir import RunReader
-from tests.integration.command import Command, alive, command, gone
+from tests.integration.command import ENDLESS, Command, alive, command, gone
 from tests.integration.hosts import why_not
 from tests.integration.on_hosts import Cluster
 from tests.panes.sessions import (
@@ -32,7 +32,6 @@ pytestmark = [needs_tmux, pytest.mark.xdist_group("tmux on hosts")]
 isolated = pytest.mark.skipif(bool(why_not()), reason=f"needs hosts with networks of their own: {why_not()}")
 WORDS = ("train.export=false", "train.eval_samples=64", "train.eval_steps=null")
 TMUX = "hydra.launcher.tmux=true"
-ENDLESS = ("train.max_steps=100000", "train.epochs=10000")
 HERE = ("server", "worker0", "worker1")
 
 

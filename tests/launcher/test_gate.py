@@ -113,10 +113,7 @@ def test_a_connection_without_a_sign_of_life_has_ended(monkeypatch: pytest.Monke
     monkeypatch.setattr(keeper, "LEAVE_S", 0.1)
 
     async def pulled() -> None:
-        gate = Gate("test")
-        await gate.open()
-        between = await Between.to(gate.port)
-        served = asyncio.create_task(join(gate.invite("mini2", "127.0.0.1")._replace(port=between.port)))
+        gate, between, served = await through_a_cable()
         machine = gate.machine("mini2")
         await machine.open()
         running = asyncio.create_task(machine.run([PYTHON, "-c", "import threading; threading.Event().wait()"]))
@@ -137,10 +134,7 @@ def test_a_process_on_a_machine_that_does_not_answer_is_given_up(monkeypatch: py
     monkeypatch.setattr(_gate, "KILL_S", 0.3)
 
     async def pulled() -> None:
-        gate = Gate("test")
-        await gate.open()
-        between = await Between.to(gate.port)
-        served = asyncio.create_task(join(gate.invite("mini2", "127.0.0.1")._replace(port=between.port)))
+        gate, between, served = await through_a_cable()
         machine = gate.machine("mini2")
         await machine.open()
         (stdin, our_in), (our_out, stdout), (our_err, stderr) = os.pipe(), os.pipe(), os.pipe()
@@ -201,6 +195,15 @@ class Between:
             writer.close()
         for task in self._tasks:
             task.cancel()
+
+
+async def through_a_cable() -> tuple[Gate, Between, asyncio.Task[None]]:
+    """A gate, and mini2 on its way to it through a cable that can be pulled."""
+    gate = Gate("test")
+    await gate.open()
+    between = await Between.to(gate.port)
+    invitation = gate.invite("mini2", "127.0.0.1")._replace(port=between.port)
+    return gate, between, asyncio.create_task(join(invitation))
 
 
 def test_who_is_let_in() -> None:

@@ -144,12 +144,14 @@ class Visit:
     async def fetch(self, became: str) -> str:
         """Bring what is there, and leave nothing there of a run that is over; why that is not possible, or empty."""
         left = self.left
+        if became == "missing":
+            return f"{left.node}: {left.folder} is not there any more: the run cannot be fetched"
+        if left.target is None:
+            return ""
         try:
             async with turn(self.folder):
-                if left.target is None or self.all_is_here():  # somebody else has fetched it a moment before
-                    return ""
-                if became == "missing":
-                    return f"{left.node}: {left.folder} is not there any more: the run cannot be fetched"
+                if self.all_is_here():
+                    return ""  # somebody else has fetched it a moment before
                 await fetch_run(self.machine, left.python, left.folder, self.folder)
                 if self.all_is_here():
                     await self.clear()
