@@ -35,8 +35,8 @@ QUIET = (
     "train.eval_steps=null", "train.eval_samples=16", "train.checkpoint_steps=null", "train.export=false",
     "train.epochs=100000",
 )  # fmt: skip
-STEPS = {"syncps": 60, "edp": 120}
-WARMUP = {"syncps": 20, "edp": 40}
+STEPS = {"syncps": 100, "edp": 400}
+WARMUP = 40
 
 
 class Case(NamedTuple):
@@ -66,10 +66,9 @@ def bandwidths(found: Mapping[str, Any]) -> dict[str, float]:
     return {pair: link["channel"]["bytes_per_s"] * 8e-6 for pair, link in links.items()}
 
 
-def step_time(folder: Path, algo: str) -> float:
+def step_time(folder: Path) -> float:
     """Mean seconds per optimizer step of a run, after the first ones."""
-    times = [line["step_s"] for line in RunReader(folder).metrics()][WARMUP[algo] :]
-    return statistics.fmean(sorted(times)[: -max(1, len(times) // 20)])  # without the slowest twentieth
+    return statistics.fmean(line["step_s"] for line in RunReader(folder).metrics()[WARMUP:])
 
 
 def compare(cluster: Cluster, folder: Path, shape: str, asked: Sequence[str]) -> Iterator[Case]:
@@ -84,7 +83,7 @@ def compare(cluster: Cluster, folder: Path, shape: str, asked: Sequence[str]) ->
         for algo, steps in STEPS.items():
             row = next(row for row in found["forecast"] if row["algo"] == algo and not row["settings"])
             run = cluster.run(place / algo, f"algo={algo}", *words, *QUIET, f"train.max_steps={steps}")
-            yield Case(shape, model, algo, row["step_time_s"], step_time(run.run, algo))
+            yield Case(shape, model, algo, row["step_time_s"], step_time(run.run))
 
 
 def show(words: str) -> None:
