@@ -94,11 +94,11 @@ class Findings:
                     reasons.setdefault((event["source"], event["peer"]), str(event["reason"]))
                 case "failed":
                     failures.append(f"{event['source']}: {event['task']}: {event['reason']}")
-        alone: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+        alone: dict[tuple[str, str], list[Channel]] = defaultdict(list)
         for event, *others in streams.values():
             if not others:
-                alone[event["sender"], event["node"]].append(event)
-        singles = {pair: channel_of(found) for pair, found in alone.items()}
+                alone[event["sender"], event["node"]].append(channel_of(event))
+        singles = {pair: median(found) for pair, found in alone.items()}
         doors = [found for found in streams.values() if len(found) > 1]
         return cls(
             nodes={name: nodes[name] for name in sorted(nodes, key=lambda name: places[name])},
@@ -154,10 +154,9 @@ def calibrated(spec: RunSpec, findings: Findings) -> Figures:
     return replace(figures, handling_s=max(0.0, beyond) / len(workers))
 
 
-def channel_of(events: Sequence[Mapping[str, Any]]) -> Channel:
-    """What came through one link, one time after another."""
-    keys = ("bytes_per_s", "burst_bytes", "peak_per_s")
-    return Channel(**{key: statistics.median(event[key] for event in events) for key in keys})
+def channel_of(event: Mapping[str, Any]) -> Channel:
+    """What came through in one stream."""
+    return Channel(**{key: event[key] for key in ("bytes_per_s", "burst_bytes", "peak_per_s")})
 
 
 def door_of(events: Sequence[Mapping[str, Any]], singles: Mapping[tuple[str, str], Channel]) -> Channel:
@@ -168,14 +167,20 @@ def door_of(events: Sequence[Mapping[str, Any]], singles: Mapping[tuple[str, str
     """
     alone = [singles[pair] for event in events if (pair := (event["sender"], event["node"])) in singles]
     rate = sum(event["bytes_per_s"] for event in events)
-    best = max(alone, key=lambda channel: channel.bytes_per_s, default=None)
-    if best is not None and rate < NARROW * best.bytes_per_s:
-        return best
+    best = max((channel.bytes_per_s for channel in alone), default=0.0)
+    if rate < NARROW * best:
+        return median([channel for channel in alone if best < NARROW * channel.bytes_per_s])
     return Channel(
         bytes_per_s=rate,
         burst_bytes=sum(channel.burst_bytes for channel in alone),
         peak_per_s=sum(channel.peak for channel in alone),
     )
+
+
+def median(channels: Sequence[Channel]) -> Channel:
+    """What one link is like, or several that are alike, from all that was seen of them."""
+    keys = ("bytes_per_s", "burst_bytes", "peak_per_s")
+    return Channel(**{key: statistics.median(getattr(channel, key) for channel in channels) for key in keys})
 
 
 # --- forecasts -------------------------------------------------------------------------------------------

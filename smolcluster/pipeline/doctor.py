@@ -117,7 +117,7 @@ def surveyed(spec: RunSpec) -> RunSpec:
 def examine(spec: RunSpec) -> Mapping[str, Sequence[Check]]:
     """Look at every machine, without starting anything there."""
     from smolcluster.cluster.controller import roster
-    from smolcluster.cluster.session import sessions_for
+    from smolcluster.cluster.local import sessions_for
 
     async def look() -> Mapping[str, Sequence[Check]]:
         sessions = sessions_for(spec, 1)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import smolcluster
 from smolcluster.cluster.controller import Controller, Job, Outcome, roster
-from smolcluster.cluster.session import sessions_for
+from smolcluster.cluster.local import sessions_for
 from smolcluster.data.order import Walk, course_for
 from smolcluster.errors import ConfigError, Problem
 from smolcluster.spec.needs import Needs, needs_of

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from smolcluster.cluster.session import LocalForks
+from smolcluster.cluster.local import LocalForks
 from smolcluster.errors import CheckpointError, ConfigError, DataError, PeerLost, Problem, RunFailed, SmolclusterError
 from smolcluster.node.run import described
 from smolcluster.tracking.rundir import RunReader

@@ -35,7 +35,8 @@ from hydra_plugins.smolcluster_launcher._ssh import Machines
 from hydra_plugins.smolcluster_launcher._tmux import nodes_here, unfit, windows, wrong_with_tmux
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from smolcluster.cluster.session import LocalProcesses, Session, Sessions, opener
+from smolcluster.cluster.local import LocalProcesses
+from smolcluster.cluster.session import Session, Sessions, opener
 from smolcluster.errors import ConfigError, Problem, RunFailed
 from smolcluster.pipeline import jobs
 from smolcluster.pipeline.job import leaver

@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING
 from hydra_plugins.smolcluster_launcher._process import KILL_S, first_word
 from omegaconf import DictConfig, OmegaConf
 
-from smolcluster.cluster.session import (
-    LocalProcesses,
-    OnThisMachine,
-    ProcessSession,
-    Say,
-    Sessions,
-    local_sessions,
-    node_environment,
-)
+from smolcluster.cluster.local import LocalProcesses, OnThisMachine, ProcessSession, local_sessions, node_environment
+from smolcluster.cluster.session import Say, Sessions
 from smolcluster.errors import Problem, RunFailed
 from smolcluster.panes import tmux
 from smolcluster.spec.build import component_class
