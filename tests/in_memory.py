@@ -12,7 +12,8 @@ from torch import Tensor
 
 from smolcluster.cluster.controller import roster
 from smolcluster.comms.security import Authority
-from smolcluster.node.run import NodeProcess, Start
+from smolcluster.node.run import NodeProcess
+from smolcluster.node.start import Start
 from smolcluster.pipeline.job import cache_folder
 from smolcluster.ports import Member
 from smolcluster.spec.compose import validate_jobs

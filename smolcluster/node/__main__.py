@@ -26,7 +26,8 @@ def serve(commands_descriptor: int, events_descriptor: int) -> int:
 
 def _run(command: dict[str, object], commands: Commands, report: Events) -> int:
     from smolcluster.errors import SmolclusterError
-    from smolcluster.node.run import NodeProcess, Start, described
+    from smolcluster.node.run import NodeProcess, described
+    from smolcluster.node.start import Start
     from smolcluster.tracking.logs import node_handler
 
     try:

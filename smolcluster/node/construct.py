@@ -20,7 +20,7 @@ from smolcluster.train.checkpoint import load
 from smolcluster.train.learner import FabricLearner, fabric_for
 
 if TYPE_CHECKING:
-    from smolcluster.node.run import Start
+    from smolcluster.node.start import Start
     from smolcluster.spec.run import RunSpec
 
 
