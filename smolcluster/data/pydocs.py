@@ -1,15 +1,16 @@
 """Text that is on every machine with Python: the standard library's own documentation and sources.
 
 First the topics of ``help()`` (chapters of the language reference), then well-known modules, in a fixed order, up
-to ``max_bytes``. The text differs a little between versions of Python: nodes that differ even in the last
-number have different fingerprints, and a run refuses to start with them.
+to ``max_bytes``. The text differs a little between versions of Python, even in the last number. All nodes of a run
+have that of the machine that the run is started from: it is sent to the others.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -42,6 +43,7 @@ MODULES = (
 )
 # fmt: on
 """Modules of pure Python that every version since 3.11 has, on every system."""
+APART = "\0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class PyDocs:
 
     kind: ClassVar[str] = "tokens"
 
+    path: Annotated[str | None, LocalPath()] = None
+    """A text that another machine's Python has written, documents apart by NUL; null: this machine's own."""
     max_bytes: Annotated[int, Range(ge=10_000, le=10_000_000, unit="bytes")] = 2_400_000
     """Stop after so much text (there are some 3 MB). The default makes an epoch of the seeds' GPT, 64 blocks of 128
     tokens a step, take about three minutes on one core."""
@@ -66,12 +70,34 @@ class PyDocs:
         return tokenizers.problems(self.tokenizer)
 
     def missing(self) -> Iterable[Problem]:
-        return tokenizers.missing(self.tokenizer)
+        if self.path is not None and not Path(self.path).expanduser().is_file():
+            yield Problem(key="data.path", value=self.path, rule="must be a file on this machine")
+        yield from tokenizers.missing(self.tokenizer)
+
+    def pinned(self, cache: Path) -> Mapping[str, Path]:
+        """The text as a file, for machines whose Python may be another one."""
+        if self.path is not None:
+            return {}
+        text = APART.join(self.documents()).encode()
+        file = cache / "pydocs" / f"{hashlib.sha256(text).hexdigest()[:24]}.txt"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            beside = file.with_suffix(f".{os.getpid()}")
+            beside.write_bytes(text)
+            beside.replace(file)
+        return {"path": file}
+
+    def documents(self) -> list[str]:
+        """One per topic and module, ``max_bytes`` in all."""
+        if self.path is None:
+            return list(within(self.max_bytes, standard_library()))
+        text = Path(self.path).expanduser().read_bytes().decode()
+        return list(within(self.max_bytes, text.split(APART)))
 
     def load(self, context: Context) -> Dataset:
         """The data set; the text is read and hashed at each start, tokens come from the cache where they are there."""
-        documents = list(within(self.max_bytes, standard_library()))
-        digest = hashlib.sha256("\0".join(documents).encode()).hexdigest()
+        documents = self.documents()
+        digest = hashlib.sha256(APART.join(documents).encode()).hexdigest()
 
         def read() -> Texts:
             return hold_out(documents, self.validation_share)

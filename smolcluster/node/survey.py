@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from smolcluster.algo._bookkeeping import strange
 from smolcluster.comms.buffers import Layout
 from smolcluster.errors import PeerLost
 from smolcluster.messages import Carried, Echo, Finish, Join, Order, Probe, Work
@@ -128,8 +129,10 @@ class Surveyor:
                     task.add_done_callback(self.working.discard)
                 case Received(sender, Work() as work):
                     await self.answer_work(sender, work)
-                case Received(sender, Join()):
+                case Received(sender, Join(fingerprint=theirs)):
                     self.present[sender.name] = sender
+                    if theirs != self.learner.fingerprint:
+                        self.tell("failed", source=sender.name, task="to train", peer="", reason=strange(sender))
                 case ViewChanged(_, lost, _, reason):
                     self.part(lost, reason)
                 case _:

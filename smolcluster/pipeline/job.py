@@ -108,7 +108,7 @@ def conduct(
         threads=threads_here(spec, purpose),
         resume=resume,
         purpose=purpose,
-        needs=Needs() if spec.cluster.is_local else needs_of(spec, resume),
+        needs=Needs() if spec.cluster.is_local else needs_of(spec, cache_folder(), resume),
     )
     leave = leaver.get()
     if leave is not None:

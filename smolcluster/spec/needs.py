@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 from smolcluster.spec.build import groups
-from smolcluster.spec.run import RunSpec
+from smolcluster.spec.run import Particular, RunSpec
 from smolcluster.spec.schema import Importable, LocalPath, hints
 
 
@@ -24,9 +24,14 @@ class Needs:
     modules: tuple[Path, ...] = ()
 
 
-def needs_of(spec: RunSpec, resume: str | None = None) -> Needs:
-    """The local files that the components of ``spec`` name, and the checkpoint that the run starts from."""
+def needs_of(spec: RunSpec, cache: Path, resume: str | None = None) -> Needs:
+    """The local files that the components of ``spec`` name, what they find on this machine and might not find on
+    others (written into ``cache``), and the checkpoint that the run starts from."""
     named = {key: Path(value).expanduser().absolute() for key, value in _marked(spec, LocalPath)}
+    for name in groups():
+        component: Any = getattr(spec, name)
+        if isinstance(component, Particular):
+            named |= {f"{name}.{key}": path for key, path in component.pinned(cache).items()}
     if resume is not None:
         named["resume"] = Path(resume)
     modules = {path for _, value in _marked(spec, Importable) if (path := module_file(value.partition(":")[0]))}

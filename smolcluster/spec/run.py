@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from smolcluster.errors import Problem
@@ -27,6 +28,14 @@ class Needy(Protocol):
 
     def missing(self) -> Iterable[Problem]:
         """What of that is not on this machine. Quick, and without importing anything heavy."""
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """A component that takes from each machine something that machines do not have alike."""
+
+    def pinned(self, cache: Path) -> Mapping[str, Path]:
+        """Field -> file or folder of this machine, in ``cache``: set to it, all machines have what this one has."""
 
 
 @dataclass(frozen=True, kw_only=True)

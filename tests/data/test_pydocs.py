@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,20 @@ def test_exactly_so_many_bytes() -> None:
     assert list(within(3, ["aé"])) == ["aé"]
     assert list(within(2, ["aé", "b"])) == ["a"]
     assert list(within(100, ["a", "b"])) == ["a", "b"]
+
+
+def test_other_machines_are_sent_the_text_of_this_one(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = PyDocs(max_bytes=60_000, tokenizer="bytes")
+    (file,) = here.pinned(context.cache).values()
+    assert here.pinned(context.cache) == {"path": file}, "the same text is written once"
+    fingerprint = here.load(context).fingerprint
+    monkeypatch.setattr(pydocs, "MODULES", ("os",))
+    monkeypatch.setattr(pydocs, "standard_library", lambda: iter(["another Python's documentation\n" * 3000]))
+    there = replace(here, path=str(file))
+    assert here.load(context).fingerprint != fingerprint
+    assert there.load(context).fingerprint == fingerprint
+    assert there.pinned(context.cache) == {}
+    assert [p.key for p in replace(here, path=str(file.with_name("gone"))).missing()] == ["data.path"]
 
 
 def test_the_same_each_time_and_reversible(context: Context) -> None:

@@ -27,6 +27,7 @@ from smolcluster.cluster.pipes import pipe_reader, pipe_writer
 from smolcluster.cluster.session import Check, Pipes, Say, Session, Sessions, Whereabouts
 from smolcluster.errors import RunFailed, SmolclusterError
 from smolcluster.node.forkserver import Requests
+from smolcluster.pipeline.job import cache_folder
 from smolcluster.spec.build import build
 from smolcluster.spec.needs import Needs, needs_of
 
@@ -131,7 +132,7 @@ class Desk:
         self._sessions = sessions = self._make(request)
         spec = sessions.spec
         say = lambda name, words: self._reply(request["n"], say=[name, words])  # noqa: E731
-        await sessions.open(request["names"], request["run"], needs_of(spec, request["resume"]), say)
+        await sessions.open(request["names"], request["run"], needs_of(spec, cache_folder(), request["resume"]), say)
         places = {name: sessions.place(name) for name in request["names"]}
         return {name: vars(place) for name, place in places.items() if place is not None}
 
