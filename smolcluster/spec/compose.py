@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin
+from typing import Any, NamedTuple
 
 from hydra import compose
 from hydra import version as hydra_version
@@ -30,7 +30,7 @@ from smolcluster.spec import sweeper
 from smolcluster.spec.build import component_class, conf_dir, groups
 from smolcluster.spec.rerun import repeated
 from smolcluster.spec.run import RunSpec
-from smolcluster.spec.schema import TARGET, closest, hints
+from smolcluster.spec.schema import TARGET, closest, takes
 from smolcluster.spec.validate import validated
 
 CONFIG_NAME = "config"
@@ -247,17 +247,18 @@ def _unknown(config: DictConfig, override: Override, parts: list[str], depth: in
     nearest = ".".join([*parts[:depth], found]) if found else ""
     if not nearest and len(parts) == 1:
         nearest = " or ".join(path for path in _paths(config) if path.rpartition(".")[2] == parts[0])
-    if depth == 2 and _takes_any_key(config, *parts[:2]):
+    if _may_have(config, parts):
         rule, nearest = "is not there yet: a new key is added with +", f"+{override.input_line}"
     value = override.get_value_element_as_str() if not override.is_delete() else None
     return Problem(key=override.key_or_group, value=value, rule=rule, nearest=nearest)
 
 
-def _takes_any_key(config: DictConfig, group: str, field: str) -> bool:
-    """Whether that field of the component is a mapping whose keys are the user's (``model.kwargs``)."""
+def _may_have(config: DictConfig, parts: list[str]) -> bool:
+    """Whether the component could have that key, which its file does not have."""
+    group, *keys = parts
     name = groups().get(group)
-    cls = component_class(name, config[group].get(TARGET)) if name else None
-    return cls is not None and get_origin(hints(cls).get(field)) is Mapping
+    cls = component_class(name, config[group].get(TARGET)) if name and keys else None
+    return cls is not None and takes(cls, keys)
 
 
 def _plain(config: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -131,6 +131,23 @@ def check(cls: type[T], mapping: Mapping[str, Any], path: str, problems: list[Pr
                 values[name] = ""  # nothing is built from it: it lets later checks run
             buildable = buildable and (name in values or fallback[name] is not dataclasses.MISSING)
     return cls(**values) if buildable else None
+
+
+def takes(hint: Any, keys: Sequence[str]) -> bool:
+    """Whether a value of that type may have a key in a key in it ...: fields of dataclasses, any key of a mapping.
+
+    >>> takes(Mapping[str, Range], ["a", "unit"]), takes(Range, ["x"]), takes(int | None, ["x"])
+    (True, False, False)
+    """
+    if not keys:
+        return True
+    if get_origin(hint) is Annotated:
+        return takes(_bare(hint), keys)
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(takes(kind, keys) for kind in get_args(hint))
+    if get_origin(hint) in (dict, Mapping):
+        return takes(get_args(hint)[1], keys[1:])
+    return dataclasses.is_dataclass(hint) and keys[0] in hints(hint) and takes(hints(hint)[keys[0]], keys[1:])  # type: ignore[arg-type]
 
 
 def _bare(hint: Any) -> Any:

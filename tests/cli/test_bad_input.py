@@ -138,6 +138,10 @@ def test_what_must_be_set_hides_nothing_else(capsys: pytest.CaptureFixture[str])
             "model.kwargs.x=1: is not there yet: a new key is added with +; nearest valid: +model.kwargs.x=1",
         ),
         (
+            ["cluster=minis", "cluster.nodes.mini2.workdir=/big", "cluster.nodes.mini2.disk=2"],
+            "is not there yet: a new key is added with +; nearest valid: +cluster.nodes.mini2.workdir=/big",
+        ),
+        (
             ["model=gpt", "data=text", "train.epochs=1", "data.path=/no/where"],
             "data.path=/no/where: must be a file or a folder on this machine",
         ),
