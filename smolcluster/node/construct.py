@@ -17,7 +17,8 @@ from smolcluster.errors import CheckpointError
 from smolcluster.node.hardware import describe
 from smolcluster.ports import AlgorithmState, Member, Reporter
 from smolcluster.train.checkpoint import load
-from smolcluster.train.learner import FabricLearner, fabric_for
+from smolcluster.train.device import fabric_for
+from smolcluster.train.learner import FabricLearner
 
 if TYPE_CHECKING:
     from smolcluster.node.start import Start
@@ -66,7 +67,7 @@ def prepare_torch(spec: RunSpec, threads: int) -> None:
     if spec.train.precision == "64":  # Fabric converts a model's output to the default type
         torch.set_default_dtype(torch.float64)
     if spec.train.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import torch's compiler
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     warnings.filterwarnings("ignore", module="lightning_fabric")
 

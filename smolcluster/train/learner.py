@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +25,7 @@ from smolcluster.data.order import sample_ids
 from smolcluster.errors import Interrupted
 from smolcluster.ports import Applied, Gradient, Span, Weights
 from smolcluster.spec.seeds import derive
+from smolcluster.train.device import Fabric
 from smolcluster.train.flat import FlatModel
 from smolcluster.train.loss_scale import LossScale
 
@@ -37,21 +36,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 IGNORE = -100
 """Target of a padding position."""
-FABRIC_PRECISION = {"32": "32-true", "64": "64-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
-
-
-def fabric_for(device: str, precision: str) -> Fabric:
-    """Lightning Fabric on ``auto``, ``cpu``, ``mps`` or ``cuda:k``."""
-    kind, _, index = device.partition(":")
-    devices: Any = [int(index)] if index else 1
-    if precision != "16-mixed":
-        return Fabric(accelerator=kind, devices=devices, precision=FABRIC_PRECISION[precision])  # type: ignore[arg-type]
-    device_type = Fabric(accelerator=kind, devices=devices).device.type
-    if device_type == "cpu":  # has no fp16 kernels to speak of: Fabric computes in bfloat16 there, and so do we
-        return fabric_for(device, "bf16-mixed")
-    # Fabric's own scaler would scale the loss a second time, and is meant for optimizers that Fabric steps
-    plugin = MixedPrecision("16-mixed", device_type, scaler=torch.amp.GradScaler(device_type, enabled=False))
-    return Fabric(accelerator=kind, devices=devices, plugins=[plugin])
 
 
 class FabricLearner:

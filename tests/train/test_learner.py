@@ -17,8 +17,9 @@ from smolcluster.data.dataset import Context
 from smolcluster.errors import Interrupted
 from smolcluster.ports import Gradient, Span
 from smolcluster.spec.compose import validate_jobs
-from smolcluster.train import learner as module
-from smolcluster.train.learner import FabricLearner, clip_, fabric_for
+from smolcluster.train import device
+from smolcluster.train.device import fabric_for
+from smolcluster.train.learner import FabricLearner, clip_
 from smolcluster.train.loss_scale import GROWTH_INTERVAL, LossScale
 
 pytestmark = pytest.mark.usefixtures("torch_settings")
@@ -117,7 +118,7 @@ def test_fp16_is_scaled_once(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(words)
         return SimpleNamespace(device=torch.device("cuda"))
 
-    monkeypatch.setattr(module, "Fabric", fabric)
+    monkeypatch.setattr(device, "Fabric", fabric)
     fabric_for("cuda:1", "16-mixed")
     (plugin,) = asked[-1]["plugins"]
     assert asked[-1]["devices"] == [1]
