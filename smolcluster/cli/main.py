@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import smolcluster
 from smolcluster.cli import earlier
 from smolcluster.cli.streams import tell
-from smolcluster.cli.words import rewrite
+from smolcluster.cli.words import config_dir_of, rewrite
 from smolcluster.errors import ConfigError, Problem, RunFailed, SmolclusterError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ ONLY_SHOW = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--s
 """With one of these Hydra only shows something: nothing is validated and nothing runs."""
 TAKES_VALUE = ("--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 
+CONFIG_DIR = ("--config-dir", "-cd")
 BACK = ("attach", "stop")
 """Words that are about a run that was left going."""
 
@@ -62,15 +63,14 @@ def _main(words: list[str]) -> int:
     earlier.refuse(words)
     if any(word.split("=")[0] in ONLY_SHOW for word in words):
         return _show(words)
-    flags, overrides = _split(words)
-    overrides = rewrite(overrides)
+    flags, overrides = _taken(words)
     from smolcluster.cli.job import JobFailed
     from smolcluster.pipeline.job import preflight
     from smolcluster.pipeline.jobs import gathered
     from smolcluster.spec.compose import sweeper_of, validate_jobs
     from smolcluster.spec.sweeper import BASIC, completed
 
-    specs = validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd")), here=True)
+    specs = validate_jobs(overrides, _value_of(flags, CONFIG_DIR), here=True)
     for spec in specs:
         preflight(spec)
     code, sweeper = 0, sweeper_of(overrides)
@@ -143,14 +143,13 @@ def _show(words: Sequence[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    flags, overrides = _split(words)
-    overrides = rewrite(overrides)
+    flags, overrides = _taken(words)
     try:
         _hydra([*flags, *overrides], lambda config: None)
     except (HydraException, OmegaConfBaseException) as error:
         from smolcluster.spec.compose import validate_jobs
 
-        validate_jobs(overrides, _value_of(flags, ("--config-dir", "-cd")))
+        validate_jobs(overrides, _value_of(flags, CONFIG_DIR))
         raise ConfigError([Problem(key=" ".join(words), value="", rule=str(error).splitlines()[0])]) from None
     return 0
 
@@ -204,6 +203,14 @@ def _hydra(words: Sequence[str], task: Any) -> None:
     finally:
         sys.argv = saved
         os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(flags, overrides), with what a run that goes on from another takes over from that one."""
+    flags, overrides = _split(words)
+    if _value_of(flags, CONFIG_DIR) is None and (inherited := config_dir_of(overrides)) is not None:
+        flags = [*flags, CONFIG_DIR[0], inherited]
+    return flags, rewrite(overrides)
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:

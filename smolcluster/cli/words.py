@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,8 +14,10 @@ from smolcluster.errors import ConfigError, Problem
 PATH_KEYS = ("resume", "rerun", "data.path", "model.path", "data.tokenizer", "hydra.sweep.dir", "hydra.run.dir")
 """Their values are paths or free texts: quoted, so that Hydra's grammar takes commas, spaces and ~ as they are."""
 PLAIN = re.compile(r"[\w./+-]*")
-NOT_INHERITED = ("resume", "pipeline", "hydra.")
+NOT_INHERITED = ("resume", "pipeline")
 """What a run that goes on from another does not take over from its command line."""
+INHERITED_OF_HYDRA = ("hydra.launcher.", "hydra/launcher=")
+"""What it does take over of the words that are Hydra's own: how machines are reached and made ready."""
 
 
 def rewrite(words: Sequence[str]) -> list[str]:
@@ -43,14 +46,40 @@ def _quote(word: str) -> str:
 
 def _words_of(resume: str) -> list[str]:
     """The command line of the run that ``resume`` names (or of the run that the named checkpoint is in)."""
+    if (record := _record(resume)) is None:
+        rule = "must be the directory of a run (it has .hydra/overrides.yaml), or one of its checkpoints"
+        raise ConfigError([Problem(key="resume", value=resume, rule=rule)])
+    words = [str(word) for word in yaml.safe_load((record / "overrides.yaml").read_text()) or []]
+    about = _hydra_of(record).get("overrides", {}).get("hydra", ())
+    return [*words, *(str(word) for word in about if str(word).lstrip("+").startswith(INHERITED_OF_HYDRA))]
+
+
+def config_dir_of(words: Sequence[str]) -> str | None:
+    """The ``--config-dir`` of the run that ``resume`` names, where there was one and it is still there."""
+    for word in words:
+        key, _, value = word.partition("=")
+        record = _record(value) if key == "resume" else None
+        sources = _hydra_of(record).get("runtime", {}).get("config_sources", ()) if record else ()
+        for source in sources:
+            if source["provider"] == "command-line" and Path(source["path"]).is_dir():
+                return str(source["path"])
+    return None
+
+
+def _record(resume: str) -> Path | None:
+    """What Hydra has written of the run that ``resume`` names."""
     path = Path(resume.strip("'\"")).expanduser()
-    for folder in (path, *list(path.parents)[:2]):
-        record = folder / ".hydra" / "overrides.yaml"
-        if record.is_file():
-            words = yaml.safe_load(record.read_text()) or []
-            return [str(word) for word in words]
-    rule = "must be the directory of a run (it has .hydra/overrides.yaml), or one of its checkpoints"
-    raise ConfigError([Problem(key="resume", value=resume, rule=rule)])
+    folders = [folder / ".hydra" for folder in (path, *list(path.parents)[:2])]
+    return next((folder for folder in folders if (folder / "overrides.yaml").is_file()), None)
+
+
+def _hydra_of(record: Path) -> dict[str, Any]:
+    """Hydra's own part of a run's configuration; empty where it cannot be read."""
+    try:
+        found = yaml.safe_load((record / "hydra.yaml").read_text())["hydra"]
+    except (OSError, yaml.YAMLError, LookupError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _merge(old: Sequence[str], new: Sequence[str]) -> list[str]:

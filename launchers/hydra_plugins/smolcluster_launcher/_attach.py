@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from hydra_plugins.smolcluster_launcher._ssh import Machines
 
 from smolcluster.cluster.controller import Outcome
 from smolcluster.errors import RunFailed, SmolclusterError
-from smolcluster.pipeline.job import Place, infos, reason_with_checkpoint
+from smolcluster.pipeline.job import Place, heeded, infos, reason_with_checkpoint
 from smolcluster.spec.build import build
 from smolcluster.tracking.console import Console, console_for
 from smolcluster.tracking.rundir import PLOT, RunReader
@@ -59,10 +58,11 @@ class Visit:
             return known
         await self.machine.open()
         leaving = asyncio.Event()
-        async with self.follower() as session, on_interrupt(leaving):
-            if stop:
-                session.send({"op": "stop"})
-            became = await self.watch(session, leaving)
+        async with self.follower() as session:
+            with on_interrupt(leaving):
+                if stop:
+                    session.send({"op": "stop"})
+                became = await self.watch(session, leaving)
         return await self.depart(became)
 
     def all_is_here(self) -> dict[str, Any] | None:
@@ -166,20 +166,17 @@ class Visit:
             await self.machine.run(argv, silent_s=CLEAR_S)
 
 
-@contextlib.asynccontextmanager
-async def on_interrupt(leaving: asyncio.Event) -> AsyncIterator[None]:
+@contextlib.contextmanager
+def on_interrupt(leaving: asyncio.Event) -> Iterator[None]:
     """Ctrl-C asks to leave; a second one does not wait."""
-    loop = asyncio.get_running_loop()
 
     def leave() -> None:
+        if leaving.is_set():
+            raise KeyboardInterrupt
         leaving.set()
-        loop.remove_signal_handler(signal.SIGINT)
 
-    loop.add_signal_handler(signal.SIGINT, leave)
-    try:
+    with heeded(leave):
         yield
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
 
 
 async def said(session: SSHSession) -> str:

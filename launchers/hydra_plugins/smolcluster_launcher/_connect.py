@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import socket
 from pathlib import Path
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from fabric2 import Connection
     from hydra_plugins.smolcluster_launcher._reached import Target
     from paramiko import PKey
+
+
+NOBODY_THERE = (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH)
 
 
 def connection_to(target: Target, timeout_s: float) -> Connection:
@@ -92,6 +96,8 @@ def why(error: Exception, connection: Connection, where: str, timeout_s: float) 
             )
         case AuthenticationException():
             return f"{where} accepts none of your keys (try: ssh -p {port} {connection.user}@{host}): {error}"
+        case NoValidConnectionsError(errors=errors) if all(each.errno in NOBODY_THERE for each in errors.values()):
+            return f"{host}:{port} cannot be reached: is it on, and on this network?"
         case NoValidConnectionsError() | ConnectionRefusedError():
             return f"{host}:{port} refuses connections: is its SSH server on (macOS: Sharing, Remote Login)?"
         case TimeoutError():

@@ -302,7 +302,7 @@ class Departure:
         self.console.stop(summary)
         if summary is None:
             reason = "\n".join(self.obstacles) or self.over.get("reason")
-            died = f"{self.owner}: the process that conducts the run has died; see {self.folder}/{LOG}"
+            died = f"{self.owner}: the process that conducted the run has died (see {self.folder}/{LOG})"
             raise RunFailed(reason or died)
         return self.result(summary)
 

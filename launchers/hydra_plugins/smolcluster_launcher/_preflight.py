@@ -92,8 +92,8 @@ def obstacles(report: Report, *, environment: bool, tmux: bool = False) -> Itera
                 f"{report.executable} has no {', '.join(lacking)}; install them there, set {key}.python, or let "
                 "hydra.launcher.env=venv make an environment"
             )
-        elif _series(report.packages["torch"]) != _series(_version("torch")):
-            theirs, ours = report.packages["torch"], _version("torch")
+        elif (ours := _version("torch")) and _series(report.packages["torch"]) != _series(ours):
+            theirs = report.packages["torch"]
             yield f"has torch {theirs}, this machine {ours}: nodes must have the same up to the second number"
     if tmux and (report.tmux is None or report.system == "Windows"):
         yield absence(report.system)
