@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
+from hydra_plugins.smolcluster_launcher.config import SmolclusterLauncherConf
 
 from smolcluster.cluster.inventory import SSH, Node
 from smolcluster.spec.build import PACKAGES, component_class
@@ -26,7 +27,7 @@ from smolcluster.spec.schema import MISSING, TARGET, Range, defaults, hints
 PAGE = Path(__file__).with_name("configuration.md")
 SECTION = re.compile(r"<!-- begin (\w+) -->.*?<!-- end \1 -->", re.DOTALL)
 WORDS = {int: "whole number", float: "number", bool: "true, false", str: "text"}
-PARTS: Mapping[str, type] = {"train": Train, "node": Node, "ssh": SSH}
+PARTS: Mapping[str, type] = {"train": Train, "node": Node, "ssh": SSH, "launcher": SmolclusterLauncherConf}
 """Sections that show one dataclass; all others show the options of the config group of that name."""
 
 
@@ -86,7 +87,7 @@ def _table(cls: type, values: Mapping[str, Any], comments: Mapping[str, str] | N
     meanings = {**(comments or {}), **_docstrings(cls)}
     rows = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
     for name, hint in hints(cls).items():
-        if name not in {field.name for field in dataclasses.fields(cls)}:
+        if name not in {field.name for field in dataclasses.fields(cls)} - {TARGET}:
             continue
         cells = (f"`{name}`", _value(values.get(name)), _allowed(hint), meanings.get(name, ""))
         rows.append("| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |")

@@ -214,7 +214,7 @@ def test_messages_that_are_explained_are_those_of_the_code() -> None:
         for folder in ("smolcluster", "launchers")
         for path in (ROOT / folder).rglob("*.py")
     )
-    messages = re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)
+    messages = re.findall(r"^\| `(.*?)`", table, re.MULTILINE)
     assert len(messages) > 10
     for message in messages:
         words = re.split(r"\S*\d\S*|\.\.\.|torch|,", message)
