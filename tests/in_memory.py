@@ -59,10 +59,12 @@ def run(
     *words: str,
     later: Callable[[Callable[[Mapping[str, Any]], None]], None] = lambda take: None,
     wrap: Callable[[Any], Any] | None = None,
+    until: str | None = None,
 ) -> Ran:
     """Run the command line ``words`` (with comms=memory) in this process.
 
     ``later`` gets the function that takes commands, to send views or stop; ``wrap`` may replace each node's learner.
+    When the node ``until`` has finished, so has the run: others may be waiting for what will not come.
     """
     (spec,) = validate_jobs([*QUIET, *words], None)
     members = [Member(name=m.name, role=m.role, rank=m.rank, joined=1) for m in roster(spec)]
@@ -98,7 +100,12 @@ def run(
     learners: dict[str, Any] = {}
 
     async def main() -> int:
-        process = NodeProcess(start, _NoCommands(view, later), report)  # type: ignore[arg-type]
+        def told(event: str, **fields: Any) -> None:
+            report(event, **fields)
+            if (event, fields.get("of")) == ("finished", until):
+                asyncio.get_running_loop().call_soon(process.stop, f"{until} has finished")
+
+        process = NodeProcess(start, _NoCommands(view, later), told)  # type: ignore[arg-type]
         if wrap is not None:
             for_process = process
 

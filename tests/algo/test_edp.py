@@ -87,7 +87,7 @@ def test_a_lost_workers_leases_are_done_by_others(tmp_path: Path) -> None:
 
     ran = run(
         tmp_path, "algo=edp", "train.epochs=8", "cluster.num_workers=2", "comms.chaos_delay_s=0.002",
-        "algo.max_wait_s=2", "algo.flush_s=1", "comms.timeout_s=1", later=later,
+        "algo.flush_s=1", later=later, until="server",
     )  # fmt: skip
     lost = ran.journal("lost")
     assert [event["peer"] for event in lost][:1] == ["worker1"]

@@ -264,7 +264,8 @@ def test_a_machine_joins_a_run_that_is_under_way_and_leaves(cluster: Cluster, tm
             guest.communicate()
     assert [node["name"] for node in run.summary["nodes"]] == ["mini1", "mini2", "guest1"]
     assert run.summary["nodes"][2]["samples"] > 100
-    assert not run.journal("refused")
+    refused = {event["reason"] for event in run.journal("refused")}
+    assert refused <= {"not a member"}, "but for what was on its way when it was killed"
     assert not cluster.left()
 
 
