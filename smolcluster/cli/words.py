@@ -14,7 +14,7 @@ from smolcluster.errors import ConfigError, Problem
 PATH_KEYS = ("resume", "rerun", "data.path", "model.path", "data.tokenizer", "hydra.sweep.dir", "hydra.run.dir")
 """Their values are paths or free texts: quoted, so that Hydra's grammar takes commas, spaces and ~ as they are."""
 PLAIN = re.compile(r"[\w./+-]*")
-NOT_INHERITED = ("resume", "pipeline")
+NOT_INHERITED = ("resume", "pipeline", "hydra.launcher.detach")
 """What a run that goes on from another does not take over from its command line."""
 INHERITED_OF_HYDRA = ("hydra.launcher.", "hydra/launcher=")
 """What it does take over of the words that are Hydra's own: how machines are reached and made ready."""

@@ -19,6 +19,7 @@ def run(tmp_path: Path) -> Path:
     (hydra / "overrides.yaml").write_text(yaml.safe_dump(["cluster=home", "pipeline=train", "optim.lr=0.1"]))
     sources = [{"provider": "main", "path": "/conf"}, {"provider": "command-line", "path": str(tmp_path / "my")}]
     own = ["hydra.sweep.dir=/elsewhere", "hydra.launcher.env=venv", "+hydra.launcher.guests=1"]
+    own = [*own, "hydra.launcher.detach=true"]
     about = {"hydra": {"overrides": {"hydra": own}, "runtime": {"config_sources": sources}}}
     (hydra / "hydra.yaml").write_text(yaml.safe_dump(about))
     return hydra.parent

@@ -160,6 +160,25 @@ class Command:
         )
 
 
+class Back(Command):
+    """A command that comes back to the run in ``folder``."""
+
+    @property
+    def arguments(self) -> Sequence[str]:
+        return self.words
+
+    @property
+    def run(self) -> Path:
+        return self.folder
+
+    def end_nodes(self) -> None:
+        return
+
+    @classmethod
+    def to(cls, run: Path, word: str = "attach", home: Path | None = None) -> Back:
+        return cls(run, (f"{word}={run}",), home)
+
+
 def command(folder: Path, *words: str) -> Command:
     """Run to the end; the exit code must be 0."""
     with Command(folder, words) as started:

@@ -9,13 +9,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.integration.command import ENDLESS, Command, alive, command, gone
+from tests.integration.command import ENDLESS, Back, Command, alive, command, gone
 from tests.integration.hosts import Host, ip, why_not
 from tests.integration.on_hosts import Cluster
 
@@ -24,25 +24,6 @@ isolated = pytest.mark.skipif(bool(why_not()), reason=f"needs hosts with network
 WORDS = ("train.export=false", "train.eval_samples=64", "train.eval_steps=null", "train.checkpoint_steps=50")
 LONG = (*WORDS, *ENDLESS, "train.checkpoint_steps=20")
 DETACH = "hydra.launcher.detach=true"
-
-
-class Back(Command):
-    """A command that comes back to the run in ``folder``."""
-
-    @property
-    def arguments(self) -> Sequence[str]:
-        return self.words
-
-    @property
-    def run(self) -> Path:
-        return self.folder
-
-    def end_nodes(self) -> None:
-        return
-
-    @classmethod
-    def to(cls, run: Path, word: str = "attach", home: Path | None = None) -> Back:
-        return cls(run, (f"{word}={run}",), home)
 
 
 def everything(host: Host) -> dict[int, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smolcluster.tracking.rundir import RunReader
-from tests.integration.command import ENDLESS, Command, alive, command, gone
+from tests.integration.command import ENDLESS, Back, Command, alive, command, gone
 from tests.integration.hosts import why_not
 from tests.integration.on_hosts import Cluster
 from tests.panes.sessions import (
@@ -205,6 +205,22 @@ def test_a_host_without_tmux_is_told_before_any_node_starts(cluster: Cluster, tm
     finally:
         host.stop_sshd()
         host.start()
+
+
+def test_a_run_that_was_left_going_keeps_its_sessions(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.command(tmp_path / "run", *WORDS, *ENDLESS, TMUX, "hydra.launcher.detach=true") as run:
+        assert run.finish() == 0, "\n".join(run.lines) + run.stderr
+        try:
+            assert sessions() == [], "whoever comes back has no window"
+            for host in cluster.hosts:
+                (name,) = sessions(host.tmux)
+                until(lambda: "loss" in screen(f"={name}:", host.tmux), f"{host.name} on its screen")  # noqa: B023
+        finally:
+            with Back.to(run.run, "stop", cluster.me) as back:
+                assert back.finish() == 130, "\n".join(back.lines) + back.stderr
+    assert RunReader(run.run).summary()["status"] == "interrupted"
+    servers = [host.tmux for host in cluster.hosts]
+    until(lambda: not cluster.left() and not any(map(sessions, servers)), "the end of all", within=15)
 
 
 def test_a_sweep_on_hosts_through_one_connection(cluster: Cluster, tmp_path: Path) -> None:
