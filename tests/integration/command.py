@@ -19,6 +19,8 @@ from typing import Any
 from smolcluster.tracking.rundir import RunReader
 
 LIMIT_S = 150.0
+PROMPT_S = 10.0
+"""What takes a second or two where nothing else runs; tests run side by side."""
 ENDLESS = ("train.max_steps=100000", "train.epochs=100000", "comms.chaos_delay_s=0.05")
 """A run that is there to be disturbed. Its messages are late, so that it leaves the cores to the tests beside it."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.command import ENDLESS, Command, command, gone
+from tests.integration.command import ENDLESS, PROMPT_S, Command, command, gone
 from tests.integration.kills import WORDS, kill
 
 
@@ -30,8 +30,8 @@ def test_interrupt_leaves_a_usable_run(tmp_path: Path) -> None:
         ended = time.monotonic() - began
         pids = run.all_pids()
     assert code == 130
-    assert ended < 5
-    gone(pids, 1)
+    assert ended < PROMPT_S
+    gone(pids, 5)
     assert run.summary["status"] == "interrupted"
     assert (run.run / "loss.png").stat().st_size > 1000
     step = int((run.run / "checkpoints" / "latest").resolve().name.removeprefix("step-"))

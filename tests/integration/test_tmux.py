@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smolcluster.tracking.rundir import RunReader
-from tests.integration.command import ENDLESS, Back, Command, alive, command, gone
+from tests.integration.command import ENDLESS, PROMPT_S, Back, Command, alive, command, gone
 from tests.integration.hosts import why_not
 from tests.integration.on_hosts import Cluster
 from tests.panes.sessions import (
@@ -63,7 +63,7 @@ def test_nodes_of_this_machine_have_a_session_each(tmp_path: Path) -> None:
         assert run.finish() == 0, "\n".join(run.lines) + run.stderr
         assert sessions() == [], "nothing is left when the command has ended"
     assert run.summary["digest"] == plain.summary["digest"]
-    gone(run.all_pids(), 1)
+    gone(run.all_pids(), 5)
 
 
 def bridge_pid(controller: int, session: str) -> int:
@@ -96,9 +96,9 @@ def test_whatever_of_a_worker_is_killed_it_is_named_and_comes_back(tmp_path: Pat
                 os.kill(told[victim], signal.SIGKILL)
             losses = lambda: [e for e in RunReader(run.run).events() if e.get("state") == "lost"]  # noqa: E731
             run.wait_until(lambda: len(losses()) > count, f"the loss of the {victim}")  # noqa: B023
-            assert time.monotonic() - began < 2.5
+            assert time.monotonic() - began < PROMPT_S
             assert re.fullmatch(reason, losses()[-1]["detail"]), victim
-            until(lambda: not alive(node) and not alive(pane), "the end of the node", within=2)  # noqa: B023
+            until(lambda: not alive(node) and not alive(pane), "the end of the node", within=PROMPT_S)  # noqa: B023
         os.kill(run.process.pid, signal.SIGINT)
         assert run.finish() == 130
     assert sessions() == []
@@ -112,7 +112,7 @@ def test_a_killed_tmux_server_ends_the_run_and_leaves_nothing(tmp_path: Path) ->
         os.kill(server_pid(), signal.SIGKILL)
         assert run.finish(within=20) == 1
     assert re.search(f": its tmux session {name}-(server|worker.) was ended from outside", run.stderr), run.stderr
-    gone(pids, 1)
+    gone(pids, 5)
     assert sessions() == []
 
 
@@ -124,7 +124,7 @@ def test_a_killed_controller_leaves_nothing_here(tmp_path: Path) -> None:
         run.process.kill()
         run.finish()
         gone(pids, 10)
-        until(lambda: sessions() == [], "the end of all sessions", within=5)
+        until(lambda: sessions() == [], "the end of all sessions", within=PROMPT_S)
 
 
 def test_jobs_side_by_side_have_sessions_and_a_window_each(tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ def test_a_host_whose_tmux_is_killed_is_named_and_comes_back(cluster: Cluster, t
         run.wait_until(lambda: run.steps() > 20, "step 20")
         began = time.monotonic()
         os.kill(server_pid(host.tmux), signal.SIGKILL)
-        run.wait_for(f"mini2 lost: its tmux session {name}-mini2 was ended from outside", within=5)
-        assert time.monotonic() - began < 2
+        run.wait_for(f"mini2 lost: its tmux session {name}-mini2 was ended from outside", within=PROMPT_S)
+        assert time.monotonic() - began < PROMPT_S
         assert run.finish() == 0, "\n".join(run.lines) + run.stderr
     assert len(run.journal("started")) == 4
     assert not cluster.left()
@@ -186,7 +186,7 @@ def test_a_killed_controller_leaves_no_session_on_any_host(cluster: Cluster, tmp
         run.finish()
         servers = [host.tmux for host in cluster.hosts]
         until(lambda: not cluster.left() and not any(map(sessions, servers)), "the end of all", within=15)
-        until(lambda: sessions() == [], "the end of the window", within=5)
+        until(lambda: sessions() == [], "the end of the window", within=PROMPT_S)
 
 
 @isolated
