@@ -14,9 +14,15 @@ from smolcluster.errors import ConfigError, Problem
 PATH_KEYS = ("resume", "rerun", "data.path", "model.path", "data.tokenizer", "hydra.sweep.dir", "hydra.run.dir")
 """Their values are paths or free texts: quoted, so that Hydra's grammar takes commas, spaces and ~ as they are."""
 PLAIN = re.compile(r"[\w./+-]*")
-NOT_INHERITED = ("resume", "pipeline", "hydra.launcher.detach")
+NOT_INHERITED = ("resume", "pipeline")
 """What a run that goes on from another does not take over from its command line."""
-INHERITED_OF_HYDRA = ("hydra.launcher.", "hydra/launcher=")
+REACHING = frozenset(
+    f"hydra.launcher.{key}"
+    for key in (
+        "session", "connect_timeout_s", "gate_host", "gate_port", "join_timeout_s", "sync", "env", "wheelhouse",
+        "keep_days",
+    )
+)  # fmt: skip
 """What it does take over of the words that are Hydra's own: how machines are reached and made ready."""
 
 
@@ -50,8 +56,8 @@ def _words_of(resume: str) -> list[str]:
         rule = "must be the directory of a run (it has .hydra/overrides.yaml), or one of its checkpoints"
         raise ConfigError([Problem(key="resume", value=resume, rule=rule)])
     words = [str(word) for word in yaml.safe_load((record / "overrides.yaml").read_text()) or []]
-    about = _hydra_of(record).get("overrides", {}).get("hydra", ())
-    return [*words, *(str(word) for word in about if str(word).lstrip("+").startswith(INHERITED_OF_HYDRA))]
+    about = [str(word) for word in _of_hydra(record, "overrides", "hydra")]
+    return [*words, *(word for word in about if _key(word) in REACHING)]
 
 
 def config_dir_of(words: Sequence[str]) -> str | None:
@@ -59,10 +65,10 @@ def config_dir_of(words: Sequence[str]) -> str | None:
     for word in words:
         key, _, value = word.partition("=")
         record = _record(value) if key == "resume" else None
-        sources = _hydra_of(record).get("runtime", {}).get("config_sources", ()) if record else ()
-        for source in sources:
-            if source["provider"] == "command-line" and Path(source["path"]).is_dir():
-                return str(source["path"])
+        for source in _of_hydra(record, "runtime", "config_sources") if record else ():
+            if isinstance(source, dict) and source.get("provider") == "command-line":
+                folder = str(source.get("path"))
+                return folder if Path(folder).is_dir() else None
     return None
 
 
@@ -73,13 +79,15 @@ def _record(resume: str) -> Path | None:
     return next((folder for folder in folders if (folder / "overrides.yaml").is_file()), None)
 
 
-def _hydra_of(record: Path) -> dict[str, Any]:
-    """Hydra's own part of a run's configuration; empty where it cannot be read."""
+def _of_hydra(record: Path, *keys: str) -> list[Any]:
+    """A list in Hydra's own part of a run's configuration; empty where it cannot be read."""
     try:
         found = yaml.safe_load((record / "hydra.yaml").read_text())["hydra"]
+        for key in keys:
+            found = found[key]
     except (OSError, yaml.YAMLError, LookupError, TypeError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return []
+    return found if isinstance(found, list) else []
 
 
 def _merge(old: Sequence[str], new: Sequence[str]) -> list[str]:

@@ -8,13 +8,13 @@ have that of the machine that the run is started from: it is sent to the others.
 from __future__ import annotations
 
 import hashlib
-import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from smolcluster.data import cache
 from smolcluster.data import tokenizer as tokenizers
 from smolcluster.data.corpus import Texts, hold_out, token_dataset
 from smolcluster.data.dataset import Context, Dataset
@@ -44,6 +44,7 @@ MODULES = (
 # fmt: on
 """Modules of pure Python that every version since 3.11 has, on every system."""
 APART = "\0"
+NAME = "pydocs.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +75,18 @@ class PyDocs:
             yield Problem(key="data.path", value=self.path, rule="must be a file on this machine")
         yield from tokenizers.missing(self.tokenizer)
 
-    def pinned(self, cache: Path) -> Mapping[str, Path]:
+    def pinned(self, folder: Path) -> Mapping[str, Path]:
         """The text as a file, for machines whose Python may be another one."""
         if self.path is not None:
             return {}
         text = APART.join(self.documents()).encode()
-        file = cache / "pydocs" / f"{hashlib.sha256(text).hexdigest()[:24]}.txt"
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            beside = file.with_suffix(f".{os.getpid()}")
-            beside.write_bytes(text)
-            beside.replace(file)
-        return {"path": file}
+        context = Context(seq_length=None, seed=0, cache=folder, say=lambda line: None)
+
+        def write(entry: Path) -> None:
+            (entry / NAME).write_bytes(text)
+
+        key = hashlib.sha256(text).hexdigest()
+        return {"path": cache.entry("pydocs-text", [key], context, write) / NAME}
 
     def documents(self) -> list[str]:
         """One per topic and module, ``max_bytes`` in all."""

@@ -34,8 +34,8 @@ class Needy(Protocol):
 class Particular(Protocol):
     """A component that takes from each machine something that machines do not have alike."""
 
-    def pinned(self, cache: Path) -> Mapping[str, Path]:
-        """Field -> file or folder of this machine, in ``cache``: set to it, all machines have what this one has."""
+    def pinned(self, folder: Path) -> Mapping[str, Path]:
+        """Field -> a file of this machine, kept in ``folder``: with it all machines have what this one has."""
 
 
 @dataclass(frozen=True, kw_only=True)

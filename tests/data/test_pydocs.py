@@ -31,6 +31,8 @@ def test_other_machines_are_sent_the_text_of_this_one(context: Context, monkeypa
     here = PyDocs(max_bytes=60_000, tokenizer="bytes")
     (file,) = here.pinned(context.cache).values()
     assert here.pinned(context.cache) == {"path": file}, "the same text is written once"
+    with pytest.raises(DataError, match="cannot write to the data cache"):
+        here.pinned(file)
     fingerprint = here.load(context).fingerprint
     monkeypatch.setattr(pydocs, "MODULES", ("os",))
     monkeypatch.setattr(pydocs, "standard_library", lambda: iter(["another Python's documentation\n" * 3000]))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smolcluster.tracking.rundir import RunReader
-from tests.integration.command import ENDLESS, PROMPT_S, command
+from tests.integration.command import ENDLESS, PROMPT_S, Command, command
 from tests.integration.hosts import SIDE, Hosts, why_not
 from tests.integration.on_hosts import Cluster, node_pids
 
@@ -36,7 +36,9 @@ def test_syncps_gives_the_same_weights_as_here(cluster: Cluster, tmp_path: Path)
     assert (there.run / "export" / "model.pt2").stat().st_size > 10_000
     assert there.summary["checkpoint"] == f"checkpoints/{saved.resolve().name}"
     assert len(RunReader(there.run).logs()) == 3
-    again = cluster.run(tmp_path / "again", f"resume={there.run}", "train.epochs=3", *WORDS)
+    words = (f"resume={there.run}", "train.epochs=3", "train.export=false")  # as a message says it: no --config-dir
+    with Command(tmp_path / "again", words, home=cluster.me) as again:
+        assert again.finish() == 0, again.stderr
     assert again.metrics[0]["step"] == there.summary["steps"] + 1
     prepared = [event["reason"] for event in again.journal("prepared")]
     assert len(prepared) == 3
@@ -82,6 +84,9 @@ def test_edp_trains_a_gpt_as_well_as_here(cluster: Cluster, tmp_path: Path) -> N
     there = cluster.run(tmp_path / "there", *words)
     here = cluster.here(*words)
     assert there.summary["final"]["loss"] == pytest.approx(here.summary["final"]["loss"], rel=0.05)
+    texts = [path.read_bytes() for host in cluster.hosts for path in host.home.glob("work/files/*/pydocs.txt")]
+    assert len(texts) == 3, "all read the text of the person's Python"
+    assert len(set(texts)) == 1
 
 
 def test_a_module_of_ones_own_is_sent(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
